@@ -1,0 +1,5 @@
+"""gpuconv: convolutional neural networks whose kernels are written in Python."""
+
+from gpuconv.autograd import Tensor as Tensor, no_grad as no_grad, tensor as tensor
+from gpuconv.backends import backend as backend
+from gpuconv.random import manual_seed as manual_seed

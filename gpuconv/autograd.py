@@ -1,0 +1,447 @@
+"""Automatic differentiation, whole: `Tensor`, `Function`, `backward`, `no_grad`.
+
+A `Function` instance is one node of the tape. It holds what it saved for its backward pass and edges to
+what made its inputs, never its own output, so a graph has no reference cycles: arrays are freed as soon
+as the last name for them is gone, without the garbage collector. `backward` visits nodes from the newest
+to the oldest (by creation number; no recursion) and frees each as the gradient passes through it.
+"""
+
+import heapq
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import count
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gpuconv.backends import (
+    Array,
+    Backend,
+    backend_of,
+    device_of,
+    from_foreign,
+    is_array,
+    to_device,
+)
+from gpuconv.errors import ArgumentError, DtypeError, GraphError
+
+_recording: ContextVar[bool] = ContextVar("gpuconv_recording", default=True)
+_numbers = count()
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Inside this block nothing is recorded: results do not require gradients."""
+    token = _recording.set(False)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+class Function:
+    """One differentiable operation: derive, and write `forward` and `backward` side by side.
+
+    Hyperparameters go to the constructor; `apply` takes the inputs. `forward(be, *arrays)` gets raw
+    arrays (or Python scalars, or None, as they were passed) and returns one array; it may keep what
+    `backward(be, gy)` will need as attributes. `backward` returns one gradient an input (a single array
+    where there is one input); `self.needs[i]` says whether input i's gradient is wanted: do not compute
+    one that is not, return None. Never change `gy` or a saved array in place: they may be shared.
+    """
+
+    needs: tuple[bool, ...] = ()
+    edges: "tuple[Function | Tensor | None, ...]" = ()
+    be: Backend
+    number: int = -1
+    freed: bool = False
+    macs: int = 0  # multiply-accumulates of the last forward pass, for `summary`
+
+    def forward(self, be: Backend, *arrays: Any) -> Array:
+        raise NotImplementedError
+
+    def backward(self, be: Backend, gy: Array) -> Any:
+        raise NotImplementedError
+
+    def apply(self, *inputs: Any) -> Any:
+        """Compute; a Tensor among the inputs gives a Tensor, arrays alone give an array."""
+        arrays = [_raw(value) for value in inputs]
+        be = self.be = backend_of(*arrays)
+        if not any(isinstance(value, Tensor) for value in inputs):
+            self.needs = (False,) * len(inputs)
+            return self.forward(be, *arrays)
+        wanted = tuple(isinstance(v, Tensor) and v.requires_grad for v in inputs)
+        if not (any(wanted) and _recording.get()):
+            self.needs = (False,) * len(inputs)
+            return Tensor(self.forward(be, *arrays))
+        self.needs = wanted
+        y = self.forward(be, *arrays)
+        self.edges = tuple(
+            (v._node or v) if w else None for v, w in zip(inputs, wanted, strict=True)
+        )
+        self.number = next(_numbers)
+        return Tensor(y, requires_grad=True, node=self)
+
+    def free(self) -> None:
+        """Forget saved arrays and edges; the node can be seen afterwards, but not passed again."""
+        number = self.number
+        self.__dict__.clear()
+        self.number, self.freed = number, True
+
+
+class Tensor:
+    """An array with a place on the tape.
+
+    `data` is the raw array (NumPy or CuPy); `grad` a Tensor or None, filled by `backward` for leaves
+    that require it and never changed in place by the library. Arithmetic follows the array's library;
+    Python scalars do not change a dtype.
+    """
+
+    __slots__ = ("__weakref__", "_node", "data", "grad", "requires_grad")
+    __array_priority__: ClassVar[float] = 1000.0  # ndarray + Tensor is Tensor's __radd__
+    __array_ufunc__: ClassVar[None] = None
+    __hash__ = object.__hash__
+
+    def __init__(
+        self, data: Array, requires_grad: bool = False, node: Function | None = None
+    ) -> None:
+        if requires_grad and data.dtype.kind != "f":
+            raise DtypeError(
+                f"only floating-point tensors can require gradients, not {data.dtype}; "
+                f"convert with .astype('float32')"
+            )
+        self.data = data
+        self.requires_grad = requires_grad
+        self.grad: Tensor | None = None
+        self._node = node
+
+    # What it is.
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.shape)
+
+    @property
+    def ndim(self) -> int:
+        return int(self.data.ndim)
+
+    @property
+    def size(self) -> int:
+        return int(self.data.size)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.data.dtype)
+
+    @property
+    def device(self) -> str:
+        return device_of(self.data)
+
+    def __repr__(self) -> str:
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"tensor({self.numpy()!r}, device={self.device!r}{grad})"
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise ArgumentError("a tensor of no axes has no length")
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def item(self) -> Any:
+        """The only element as a Python number; ArgumentError if there are more."""
+        if self.size != 1:
+            raise ArgumentError(
+                f"a tensor of shape {self.shape} is not one number; reduce it first"
+            )
+        return self.data.item()
+
+    def numpy(self) -> np.ndarray:
+        """The data on the host; the very array, not a copy, if it lives there."""
+        return to_device(self.data, "cpu")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.requires_grad:
+            raise GraphError("this tensor requires gradients; take .detach().numpy() of it")
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.data.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> Any:
+        return self.data.__dlpack_device__()
+
+    def detach(self) -> "Tensor":
+        """The same array, off the tape."""
+        return Tensor(self.data)
+
+    def to(self, device: str) -> "Tensor":
+        """On "cpu", "cuda" or "auto"; itself if it is there; the gradient comes back to this device."""
+        moved = to_device(self.data, device)
+        return self if moved is self.data else ops.ToDevice(device).apply(self)
+
+    def astype(self, dtype: Any) -> "Tensor":
+        """With another dtype; the gradient comes back in this one."""
+        return ops.astype(self, dtype)
+
+    def backward(self, grad: "Tensor | Array | None" = None) -> None:
+        """Fill `.grad` of every leaf this tensor was computed from, and free the graph.
+
+        `grad` is the gradient of this tensor, of its shape; it may be left out for a single number.
+        GraphError if nothing here requires a gradient, or the graph was freed by an earlier call.
+        """
+        if not self.requires_grad:
+            raise GraphError(
+                "backward: this tensor does not depend on anything that requires a gradient; "
+                "create the parameters with requires_grad=True, outside no_grad()"
+            )
+        be = backend_of(self.data)
+        if grad is None:
+            if self.size != 1:
+                raise GraphError(
+                    f"backward: a tensor of shape {self.shape} needs its gradient passed as grad=; "
+                    f"or reduce it first, with .sum() or .mean()"
+                )
+            gy = be.xp.ones_like(self.data)
+        else:
+            gy = _raw(grad)
+            if gy.shape != self.data.shape or gy.dtype != self.data.dtype:
+                raise ArgumentError(
+                    f"backward: grad is {gy.dtype} {gy.shape}, the tensor {self.dtype} "
+                    f"{self.shape}; they must agree"
+                )
+        if self._node is None:
+            self._accumulate(gy)
+        else:
+            _run_backward(self._node, gy)
+
+    def _accumulate(self, g: Array) -> None:
+        if g.shape != self.data.shape or g.dtype != self.data.dtype:
+            raise GraphError(
+                f"backward gave a gradient {g.dtype} {g.shape} for a leaf {self.dtype} {self.shape}; "
+                f"the Function that made it is wrong"
+            )
+        if self.grad is not None:
+            g = self.grad.data + g
+        elif 0 in g.strides and g.size > 1:
+            g = g.copy()  # a broadcast view: give the user a real array
+        self.grad = Tensor(g)
+
+    # Arithmetic. Scalars and arrays on the other side are constants.
+
+    def __add__(self, other: Any) -> "Tensor":
+        return ops.add(self, other)
+
+    def __radd__(self, other: Any) -> "Tensor":
+        return ops.add(other, self)
+
+    def __sub__(self, other: Any) -> "Tensor":
+        return ops.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> "Tensor":
+        return ops.subtract(other, self)
+
+    def __mul__(self, other: Any) -> "Tensor":
+        return ops.multiply(self, other)
+
+    def __rmul__(self, other: Any) -> "Tensor":
+        return ops.multiply(other, self)
+
+    def __truediv__(self, other: Any) -> "Tensor":
+        return ops.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> "Tensor":
+        return ops.divide(other, self)
+
+    def __pow__(self, exponent: Any) -> "Tensor":
+        return ops.power(self, exponent)
+
+    def __rpow__(self, base: Any) -> "Tensor":
+        return ops.power(base, self)
+
+    def __matmul__(self, other: Any) -> "Tensor":
+        return ops.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> "Tensor":
+        return ops.matmul(other, self)
+
+    def __neg__(self) -> "Tensor":
+        return ops.negative(self)
+
+    def __abs__(self) -> "Tensor":
+        return ops.absolute(self)
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        return ops.getitem(self, index)
+
+    # Comparisons give boolean tensors, off the tape.
+
+    def _compare(self, other: Any, compare: Callable[[Any, Any], Any]) -> "Tensor":
+        a, b = self.data, _raw(other)
+        backend_of(a, b)
+        return Tensor(compare(a, b))
+
+    def __eq__(self, other: Any) -> Any:
+        return self._compare(other, operator.eq)
+
+    def __ne__(self, other: Any) -> Any:
+        return self._compare(other, operator.ne)
+
+    def __lt__(self, other: Any) -> "Tensor":
+        return self._compare(other, operator.lt)
+
+    def __le__(self, other: Any) -> "Tensor":
+        return self._compare(other, operator.le)
+
+    def __gt__(self, other: Any) -> "Tensor":
+        return self._compare(other, operator.gt)
+
+    def __ge__(self, other: Any) -> "Tensor":
+        return self._compare(other, operator.ge)
+
+    # Methods as in torch.Tensor.
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        return ops.sum(self, axis, keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        return ops.mean(self, axis, keepdims)
+
+    def var(self, axis: Any = None, correction: int = 0, keepdims: bool = False) -> "Tensor":
+        return ops.var(self, axis, correction, keepdims)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        return ops.max(self, axis, keepdims)
+
+    def min(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
+        return ops.min(self, axis, keepdims)
+
+    def argmax(self, axis: int | None = None) -> "Tensor":
+        return Tensor(backend_of(self.data).xp.asarray(self.data.argmax(axis=axis)))
+
+    def argmin(self, axis: int | None = None) -> "Tensor":
+        return Tensor(backend_of(self.data).xp.asarray(self.data.argmin(axis=axis)))
+
+    def reshape(self, *shape: Any) -> "Tensor":
+        return ops.reshape(self, shape[0] if len(shape) == 1 else shape)
+
+    def flatten(self, start: int = 0, end: int = -1) -> "Tensor":
+        return ops.flatten(self, start, end)
+
+    def transpose(self, *axes: Any) -> "Tensor":
+        """With the axes reversed, or in the order given (as NumPy's; torch calls it `permute`)."""
+        return ops.transpose(self, *axes)
+
+    @property
+    def T(self) -> "Tensor":
+        return ops.transpose(self)
+
+    def squeeze(self, axis: Any = None) -> "Tensor":
+        return ops.squeeze(self, axis)
+
+    def unsqueeze(self, axis: int) -> "Tensor":
+        return ops.unsqueeze(self, axis)
+
+    def broadcast_to(self, shape: Any) -> "Tensor":
+        return ops.broadcast_to(self, shape)
+
+    def exp(self) -> "Tensor":
+        return ops.exp(self)
+
+    def log(self) -> "Tensor":
+        return ops.log(self)
+
+    def sqrt(self) -> "Tensor":
+        return ops.sqrt(self)
+
+    def abs(self) -> "Tensor":
+        return ops.absolute(self)
+
+    def clip(self, low: float | None = None, high: float | None = None) -> "Tensor":
+        return ops.clip(self, low, high)
+
+
+def tensor(
+    data: Any, device: str | None = None, requires_grad: bool = False, dtype: Any = None
+) -> Tensor:
+    """A Tensor of an array (kept where it lives, not copied), a list, a number, or a Tensor's data.
+
+    Lists and numbers of floats become float32. `device` "cpu", "cuda" or "auto" moves it first;
+    DeviceError if there is no such device here.
+    """
+    if isinstance(data, Tensor):
+        array = data.data
+    elif isinstance(data, (list, tuple, int, float, bool, np.generic)):
+        array = np.asarray(data)
+        if dtype is None and array.dtype == np.float64:
+            array = array.astype(np.float32)
+        if array.dtype.kind not in "fiub":
+            raise DtypeError(f"a tensor cannot be made of {type(data).__name__} {data!r:.60}")
+    else:
+        array = _raw(data)
+        backend_of(array)
+    if dtype is not None:
+        array = array.astype(dtype, copy=False)
+    if device is not None:
+        array = to_device(array, device)
+    return Tensor(array, requires_grad)
+
+
+def _raw(value: Any) -> Any:
+    """What `forward` gets: the array of a Tensor, an array, a Python scalar, or None."""
+    if isinstance(value, Tensor):
+        return value.data
+    if isinstance(value, np.generic):
+        return value.item()  # a NumPy scalar must not decide the dtype of a tensor
+    if value is None or isinstance(value, (int, float)) or is_array(value):
+        return value
+    return from_foreign(value)
+
+
+def _run_backward(root: Function, gy: Array) -> None:
+    waiting: dict[Function, Array] = {root: gy}
+    owned: set[Function] = set()  # nodes whose gradient is a sum made here, so safe to add to
+    heap = [(-root.number, root)]
+    while heap:
+        _, node = heapq.heappop(heap)
+        gy = waiting.pop(node)
+        owned.discard(node)
+        if node.freed:
+            raise GraphError(
+                "backward: this graph was freed by an earlier backward; compute the loss again, "
+                "or add the losses and call backward once"
+            )
+        grads = node.backward(node.be, gy)
+        if not isinstance(grads, tuple):
+            grads = (grads,)
+        edges, needs = node.edges, node.needs
+        if len(grads) != len(edges):
+            raise GraphError(
+                f"{type(node).__name__}.backward returned {len(grads)} gradients for {len(edges)} inputs"
+            )
+        name = type(node).__name__
+        node.free()
+        for edge, g, needed in zip(edges, grads, needs, strict=True):
+            if not needed or edge is None:
+                continue
+            if g is None:
+                raise GraphError(
+                    f"{name}.backward returned None for an input that needs a gradient"
+                )
+            if isinstance(edge, Tensor):
+                edge._accumulate(g)
+            elif edge not in waiting:
+                waiting[edge] = g
+                heapq.heappush(heap, (-edge.number, edge))
+            elif edge in owned:
+                waiting[edge] += g
+            else:
+                waiting[edge] = waiting[edge] + g
+                owned.add(edge)
+        del edges, grads
+
+
+# The operators above are thin names for these; the import is last because ops derives from Function.
+from gpuconv import ops  # noqa: E402

@@ -1,0 +1,336 @@
+"""Convolution, its gradients, and transposed convolution, in one, two and three dimensions.
+
+The same Function serves all of them, because each gradient of a convolution is one of the other two
+products: the gradient by input of a transposed convolution is a plain convolution, and so on.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpuconv.autograd import Function
+from gpuconv.backends import Array, Backend
+from gpuconv.errors import ArgumentError
+from gpuconv.ops.dtypes import check_dtypes
+from gpuconv.shapes import ConvSpec, IntOrInts, Padding
+
+
+class Conv(Function):
+    """y of x, w, b; `arguments` are those of `ConvSpec.infer` after the two shapes."""
+
+    def __init__(self, nd: int, *arguments: Any) -> None:
+        self.nd, self.arguments = nd, arguments
+
+    def forward(self, be: Backend, x: Array, w: Array, b: Array | None) -> Array:
+        check_dtypes(f"conv{self.nd}d", x=x, weight=w, bias=b)
+        check_rank(f"conv{self.nd}d", self.nd, x.shape, w.shape)
+        self.spec = ConvSpec.infer(x.shape, w.shape, *self.arguments)
+        self.macs = self.spec.macs
+        check_bias(f"conv{self.nd}d", b, w.shape[0])
+        self.x = x if self.needs[1] else None
+        self.w = w if self.needs[0] else None
+        return be.conv(self.spec, x, w, b)
+
+    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
+        need_x, need_w, need_b = self.needs
+        return (
+            be.conv_grad_input(self.spec, gy, self.w) if need_x else None,
+            be.conv_grad_weight(self.spec, gy, self.x) if need_w else None,
+            bias_gradient(gy) if need_b else None,
+        )
+
+
+class ConvTranspose(Function):
+    """The gradient by input of a convolution, taken as an operation of its own."""
+
+    def __init__(self, nd: int, *arguments: Any) -> None:
+        self.nd, self.arguments = nd, arguments
+
+    def forward(self, be: Backend, x: Array, w: Array, b: Array | None) -> Array:
+        op = f"conv_transpose{self.nd}d"
+        check_dtypes(op, x=x, weight=w, bias=b)
+        check_rank(op, self.nd, x.shape, w.shape)
+        self.spec = ConvSpec.infer_transposed(x.shape, w.shape, *self.arguments)
+        self.macs = self.spec.macs
+        check_bias(op, b, self.spec.x_shape[1])
+        self.x = x if self.needs[1] else None
+        self.w = w if self.needs[0] else None
+        y = be.conv_grad_input(self.spec, x, w)
+        if b is not None:
+            y += b.reshape(1, -1, *(1,) * self.nd)
+        return y
+
+    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
+        need_x, need_w, need_b = self.needs
+        return (
+            be.conv(self.spec, gy, self.w) if need_x else None,
+            be.conv_grad_weight(self.spec, self.x, gy) if need_w else None,
+            bias_gradient(gy) if need_b else None,
+        )
+
+
+class ConvGradInput(Function):
+    """gx of gy and w; differentiable like any operation."""
+
+    def __init__(self, spec: ConvSpec) -> None:
+        self.spec = spec
+
+    def forward(self, be: Backend, gy: Array, w: Array) -> Array:
+        op = f"conv{self.spec.nd}d_grad_input"
+        check_dtypes(op, gy=gy, weight=w)
+        check_gy(op, gy, self.spec)
+        self.gy, self.w = gy, w
+        return be.conv_grad_input(self.spec, gy, w)
+
+    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
+        need_gy, need_w = self.needs
+        return (
+            be.conv(self.spec, gy, self.w) if need_gy else None,
+            be.conv_grad_weight(self.spec, self.gy, gy) if need_w else None,
+        )
+
+
+class ConvGradWeight(Function):
+    """gw of gy and x; differentiable like any operation."""
+
+    def __init__(self, spec: ConvSpec) -> None:
+        self.spec = spec
+
+    def forward(self, be: Backend, gy: Array, x: Array) -> Array:
+        op = f"conv{self.spec.nd}d_grad_weight"
+        check_dtypes(op, gy=gy, x=x)
+        check_gy(op, gy, self.spec)
+        self.gy, self.x = gy, x
+        return be.conv_grad_weight(self.spec, gy, x)
+
+    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
+        need_gy, need_x = self.needs
+        return (
+            be.conv(self.spec, self.x, gy) if need_gy else None,
+            be.conv_grad_input(self.spec, self.gy, gy) if need_x else None,
+        )
+
+
+def bias_gradient(gy: Array) -> Array:
+    """gb (K,): gy (N, K, *out) summed over all but the channels."""
+    return gy.sum(axis=(0, *range(2, gy.ndim)))
+
+
+def check_rank(op: str, nd: int, x_shape: Sequence[int], w_shape: Sequence[int]) -> None:
+    if len(x_shape) != nd + 2 or len(w_shape) != nd + 2:
+        raise ArgumentError(
+            f"{op}: the input {tuple(x_shape)} and the weight {tuple(w_shape)} must have {nd + 2} axes, (N, C, "
+            f"*in) and {nd} spatial ones; add a missing batch axis with x[None]"
+        )
+
+
+def check_bias(op: str, b: Array | None, channels: int) -> None:
+    if b is not None and b.shape != (channels,):
+        raise ArgumentError(
+            f"{op}: the bias {b.shape} must be ({channels},), one an output channel"
+        )
+
+
+def check_gy(op: str, gy: Array, spec: ConvSpec) -> None:
+    if gy.shape != spec.y_shape:
+        raise ArgumentError(
+            f"{op}: gy {gy.shape} must have the shape of the output, {spec.y_shape}, of an input "
+            f"{spec.x_shape} and a weight {spec.w_shape}"
+        )
+
+
+def _conv(nd: int, x: Any, weight: Any, bias: Any, *arguments: Any) -> Any:
+    return Conv(nd, *arguments).apply(x, weight, bias)
+
+
+def conv1d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Any:
+    """As `conv2d`, with one spatial axis: x (N, C, L), weight (K, C/groups, R)."""
+    return _conv(1, x, weight, bias, stride, padding, dilation, groups, padding_mode)
+
+
+def conv2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Any:
+    """Convolution (cross-correlation, as every CNN library has it) of a batch of images.
+
+    x (N, C, H, W), weight (K, C/groups, R, S), bias (K,) or None; the result is (N, K, P, Q). Arrays
+    give an array, a Tensor among them gives a Tensor. `padding` is a number, (height, width),
+    ((top, bottom), (left, right)), "valid" or "same": output ceil(H / stride), and of an odd total the
+    extra row at the end, for even kernels and strides too. `padding_mode` is "zeros", "reflect",
+    "replicate" or "circular". Raises ArgumentError for shapes that do not fit and DtypeError for mixed
+    dtypes. Source: Dumoulin and Visin, "A guide to convolution arithmetic", arXiv 1603.07285.
+    """
+    return _conv(2, x, weight, bias, stride, padding, dilation, groups, padding_mode)
+
+
+def conv3d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Any:
+    """As `conv2d`, with three spatial axes: x (N, C, D, H, W), weight (K, C/groups, T, R, S)."""
+    return _conv(3, x, weight, bias, stride, padding, dilation, groups, padding_mode)
+
+
+def conv_transpose1d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    output_padding: IntOrInts = 0,
+    groups: int = 1,
+    dilation: IntOrInts = 1,
+) -> Any:
+    """As `conv_transpose2d`, with one spatial axis."""
+    f = ConvTranspose(1, stride, padding, output_padding, dilation, groups)
+    return f.apply(x, weight, bias)
+
+
+def conv_transpose2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    output_padding: IntOrInts = 0,
+    groups: int = 1,
+    dilation: IntOrInts = 1,
+) -> Any:
+    """Transposed convolution: the gradient by input of a convolution, as an operation.
+
+    x (N, C, H, W), weight (C, K/groups, R, S) as in PyTorch, bias (K,) or None; the result is (N, K, P,
+    Q) with P = (H-1)*stride - top - bottom + dilation*(R-1) + 1 + output_padding. `padding` as in
+    `conv2d`; "same" gives H * stride. Argument order is PyTorch's.
+    """
+    f = ConvTranspose(2, stride, padding, output_padding, dilation, groups)
+    return f.apply(x, weight, bias)
+
+
+def conv_transpose3d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    output_padding: IntOrInts = 0,
+    groups: int = 1,
+    dilation: IntOrInts = 1,
+) -> Any:
+    """As `conv_transpose2d`, with three spatial axes."""
+    f = ConvTranspose(3, stride, padding, output_padding, dilation, groups)
+    return f.apply(x, weight, bias)
+
+
+def conv1d_grad_input(
+    gy: Any,
+    weight: Any,
+    x_shape: Sequence[int],
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Any:
+    """As `conv2d_grad_input`, with one spatial axis."""
+    return _grad_input(1, gy, weight, x_shape, stride, padding, dilation, groups, padding_mode)
+
+
+def conv1d_grad_weight(
+    gy: Any,
+    x: Any,
+    weight_shape: Sequence[int],
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Any:
+    """As `conv2d_grad_weight`, with one spatial axis."""
+    return _grad_weight(1, gy, x, weight_shape, stride, padding, dilation, groups, padding_mode)
+
+
+def conv2d_grad_input(
+    gy: Any,
+    weight: Any,
+    x_shape: Sequence[int],
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Any:
+    """gx of `conv2d` ('dgrad'): gy (N, K, P, Q) and weight give (N, C, H, W) = `x_shape`."""
+    return _grad_input(2, gy, weight, x_shape, stride, padding, dilation, groups, padding_mode)
+
+
+def conv2d_grad_weight(
+    gy: Any,
+    x: Any,
+    weight_shape: Sequence[int],
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Any:
+    """gw of `conv2d` ('wgrad'): gy (N, K, P, Q) and x give (K, C/groups, R, S) = `weight_shape`."""
+    return _grad_weight(2, gy, x, weight_shape, stride, padding, dilation, groups, padding_mode)
+
+
+def conv3d_grad_input(
+    gy: Any,
+    weight: Any,
+    x_shape: Sequence[int],
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Any:
+    """As `conv2d_grad_input`, with three spatial axes."""
+    return _grad_input(3, gy, weight, x_shape, stride, padding, dilation, groups, padding_mode)
+
+
+def conv3d_grad_weight(
+    gy: Any,
+    x: Any,
+    weight_shape: Sequence[int],
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Any:
+    """As `conv2d_grad_weight`, with three spatial axes."""
+    return _grad_weight(3, gy, x, weight_shape, stride, padding, dilation, groups, padding_mode)
+
+
+def _grad_input(nd: int, gy: Any, w: Any, x_shape: Sequence[int], *arguments: Any) -> Any:
+    check_rank(f"conv{nd}d_grad_input", nd, x_shape, w.shape)
+    return ConvGradInput(ConvSpec.infer(x_shape, w.shape, *arguments)).apply(gy, w)
+
+
+def _grad_weight(nd: int, gy: Any, x: Any, w_shape: Sequence[int], *arguments: Any) -> Any:
+    check_rank(f"conv{nd}d_grad_weight", nd, x.shape, w_shape)
+    return ConvGradWeight(ConvSpec.infer(x.shape, w_shape, *arguments)).apply(gy, x)

@@ -1,0 +1,19 @@
+"""The one check of dtypes: operations with weights mix none."""
+
+from gpuconv.backends import Array
+from gpuconv.errors import DtypeError
+
+
+def check_dtypes(op: str, **arrays: Array | None) -> None:
+    """DtypeError unless all arrays (None skipped) share one floating-point dtype."""
+    given = {name: array.dtype for name, array in arrays.items() if array is not None}
+    first = next(iter(given.values()))
+    for name, dtype in given.items():
+        if dtype.kind != "f":
+            raise DtypeError(
+                f"{op}: {name} is {dtype}, but floating point is needed; convert it with "
+                f".astype('float32')"
+            )
+        if dtype != first:
+            listed = ", ".join(f"{n} {d}" for n, d in given.items())
+            raise DtypeError(f"{op}: dtypes are mixed ({listed}); convert them to one with .astype")

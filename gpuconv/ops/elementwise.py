@@ -1,0 +1,304 @@
+"""Elementwise arithmetic with NumPy's broadcasting: a broadcast input's gradient is summed back."""
+
+from typing import Any
+
+from gpuconv.autograd import Function
+from gpuconv.backends import Array, Backend, device_of, to_device
+
+
+def unbroadcast(g: Array, like: Any) -> Array:
+    """`g` summed over the axes that broadcasting added to `like` or stretched; in `like`'s dtype."""
+    if g.ndim > like.ndim:
+        g = g.sum(axis=tuple(range(g.ndim - like.ndim)))
+    stretched = tuple(i for i, n in enumerate(like.shape) if n == 1 and g.shape[i] != 1)
+    if stretched:
+        g = g.sum(axis=stretched, keepdims=True)
+    return g.astype(like.dtype, copy=False)
+
+
+class Like:
+    """Shape and dtype of an array whose values are not needed any more."""
+
+    def __init__(self, array: Any) -> None:
+        self.shape, self.ndim, self.dtype = array.shape, array.ndim, array.dtype
+
+
+class _Binary(Function):
+    """Keeps both inputs; `partial(i, ...)` gives the gradient by input i before unbroadcasting."""
+
+    def forward(self, be: Backend, a: Any, b: Any) -> Array:
+        self.a, self.b = a, b
+        return be.xp.asarray(self.compute(be.xp, a, b))
+
+    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
+        inputs = (self.a, self.b)
+        return tuple(
+            unbroadcast(be.xp.asarray(self.partial(be.xp, i, gy)), inputs[i]) if needed else None
+            for i, needed in enumerate(self.needs)
+        )
+
+    def compute(self, xp: Any, a: Any, b: Any) -> Array:
+        raise NotImplementedError
+
+    def partial(self, xp: Any, i: int, gy: Array) -> Array:
+        raise NotImplementedError
+
+
+class Add(Function):
+    def forward(self, be: Backend, a: Any, b: Any) -> Array:
+        # Only shapes are kept: a sum must not hold its terms in memory.
+        self.like = tuple(Like(v) if n else None for v, n in zip((a, b), self.needs, strict=True))
+        return be.xp.asarray(a + b)
+
+    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
+        return tuple(None if like is None else unbroadcast(gy, like) for like in self.like)
+
+
+class Subtract(Function):
+    def forward(self, be: Backend, a: Any, b: Any) -> Array:
+        self.like = tuple(Like(v) if n else None for v, n in zip((a, b), self.needs, strict=True))
+        return be.xp.asarray(a - b)
+
+    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
+        a, b = self.like
+        return (
+            None if a is None else unbroadcast(gy, a),
+            None if b is None else unbroadcast(-gy, b),
+        )
+
+
+class Multiply(_Binary):
+    def compute(self, xp: Any, a: Any, b: Any) -> Array:
+        return a * b
+
+    def partial(self, xp: Any, i: int, gy: Array) -> Array:
+        return gy * (self.b if i == 0 else self.a)
+
+
+class Divide(_Binary):
+    def compute(self, xp: Any, a: Any, b: Any) -> Array:
+        return a / b
+
+    def partial(self, xp: Any, i: int, gy: Array) -> Array:
+        return gy / self.b if i == 0 else -gy * self.a / (self.b * self.b)
+
+
+class Power(_Binary):
+    def compute(self, xp: Any, a: Any, b: Any) -> Array:
+        return a**b
+
+    def partial(self, xp: Any, i: int, gy: Array) -> Array:
+        a, b = self.a, self.b
+        if i == 0:
+            return gy * (b * a ** (b - 1))
+        base = xp.asarray(a)
+        # d/db a**b = a**b log a, and 0 where a is 0, as PyTorch has it.
+        log = xp.log(xp.where(base == 0, xp.ones_like(base), base))
+        return gy * (a**b) * xp.where(base == 0, xp.zeros_like(log), log)
+
+
+class Maximum(_Binary):
+    """Equal inputs share the gradient in halves, as PyTorch has it."""
+
+    def compute(self, xp: Any, a: Any, b: Any) -> Array:
+        return xp.maximum(a, b)
+
+    def partial(self, xp: Any, i: int, gy: Array) -> Array:
+        mine, other = (self.a, self.b) if i == 0 else (self.b, self.a)
+        return xp.where(mine == other, gy * 0.5, gy * (mine > other))
+
+
+class Minimum(_Binary):
+    """Equal inputs share the gradient in halves, as PyTorch has it."""
+
+    def compute(self, xp: Any, a: Any, b: Any) -> Array:
+        return xp.minimum(a, b)
+
+    def partial(self, xp: Any, i: int, gy: Array) -> Array:
+        mine, other = (self.a, self.b) if i == 0 else (self.b, self.a)
+        return xp.where(mine == other, gy * 0.5, gy * (mine < other))
+
+
+class Where(Function):
+    """`a` where the condition (an array, no gradient) is true, else `b`."""
+
+    def forward(self, be: Backend, condition: Array, a: Any, b: Any) -> Array:
+        self.condition = condition
+        self.like = tuple(
+            Like(v) if n else None for v, n in zip((a, b), self.needs[1:], strict=True)
+        )
+        return be.xp.where(condition, a, b)
+
+    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
+        a, b = self.like
+        zero = be.xp.zeros_like(gy)
+        return (
+            None,
+            None if a is None else unbroadcast(be.xp.where(self.condition, gy, zero), a),
+            None if b is None else unbroadcast(be.xp.where(self.condition, zero, gy), b),
+        )
+
+
+class Negative(Function):
+    def forward(self, be: Backend, x: Array) -> Array:
+        return -x
+
+    def backward(self, be: Backend, gy: Array) -> Array:
+        return -gy
+
+
+class Absolute(Function):
+    def forward(self, be: Backend, x: Array) -> Array:
+        self.x = x
+        return be.xp.abs(x)
+
+    def backward(self, be: Backend, gy: Array) -> Array:
+        return gy * be.xp.sign(self.x)
+
+
+class Exp(Function):
+    def forward(self, be: Backend, x: Array) -> Array:
+        self.y = be.xp.exp(x)
+        return self.y
+
+    def backward(self, be: Backend, gy: Array) -> Array:
+        return gy * self.y
+
+
+class Log(Function):
+    def forward(self, be: Backend, x: Array) -> Array:
+        self.x = x
+        return be.xp.log(x)
+
+    def backward(self, be: Backend, gy: Array) -> Array:
+        return gy / self.x
+
+
+class Sqrt(Function):
+    def forward(self, be: Backend, x: Array) -> Array:
+        self.y = be.xp.sqrt(x)
+        return self.y
+
+    def backward(self, be: Backend, gy: Array) -> Array:
+        return gy / (self.y * 2)
+
+
+class Clip(Function):
+    """The gradient passes where low <= x <= high, bounds included, as PyTorch has it."""
+
+    def __init__(self, low: float | None, high: float | None) -> None:
+        self.low, self.high = low, high
+
+    def forward(self, be: Backend, x: Array) -> Array:
+        if self.needs[0]:
+            keep = be.xp.ones(x.shape, dtype=bool)
+            if self.low is not None:
+                keep &= x >= self.low
+            if self.high is not None:
+                keep &= x <= self.high
+            self.keep = keep
+        return be.xp.clip(x, self.low, self.high)
+
+    def backward(self, be: Backend, gy: Array) -> Array:
+        return gy * self.keep
+
+
+class Astype(Function):
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+
+    def forward(self, be: Backend, x: Array) -> Array:
+        self.was = x.dtype
+        return x.astype(self.dtype)
+
+    def backward(self, be: Backend, gy: Array) -> Array:
+        return gy.astype(self.was)
+
+
+class ToDevice(Function):
+    """Moves to a device; the gradient moves back."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def forward(self, be: Backend, x: Array) -> Array:
+        self.was = device_of(x)
+        return to_device(x, self.device)
+
+    def backward(self, be: Backend, gy: Array) -> Array:
+        return to_device(gy, self.was)
+
+
+def add(a: Any, b: Any) -> Any:
+    """a + b."""
+    return Add().apply(a, b)
+
+
+def subtract(a: Any, b: Any) -> Any:
+    """a - b."""
+    return Subtract().apply(a, b)
+
+
+def multiply(a: Any, b: Any) -> Any:
+    """a * b."""
+    return Multiply().apply(a, b)
+
+
+def divide(a: Any, b: Any) -> Any:
+    """a / b."""
+    return Divide().apply(a, b)
+
+
+def power(a: Any, b: Any) -> Any:
+    """a ** b."""
+    return Power().apply(a, b)
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """The larger of each pair."""
+    return Maximum().apply(a, b)
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller of each pair."""
+    return Minimum().apply(a, b)
+
+
+def where(condition: Any, a: Any, b: Any) -> Any:
+    """`a` where `condition` is true, else `b`."""
+    return Where().apply(condition, a, b)
+
+
+def negative(x: Any) -> Any:
+    """-x."""
+    return Negative().apply(x)
+
+
+def absolute(x: Any) -> Any:
+    """|x|; the gradient at 0 is 0."""
+    return Absolute().apply(x)
+
+
+def exp(x: Any) -> Any:
+    """e ** x."""
+    return Exp().apply(x)
+
+
+def log(x: Any) -> Any:
+    """The natural logarithm."""
+    return Log().apply(x)
+
+
+def sqrt(x: Any) -> Any:
+    """The square root."""
+    return Sqrt().apply(x)
+
+
+def clip(x: Any, low: float | None = None, high: float | None = None) -> Any:
+    """x limited to low..high; either may be None."""
+    return Clip(low, high).apply(x)
+
+
+def astype(x: Any, dtype: Any) -> Any:
+    """x converted to `dtype`."""
+    return Astype(dtype).apply(x)

@@ -1,0 +1,82 @@
+"""Matrix products."""
+
+from math import prod
+from typing import Any
+
+from gpuconv.autograd import Function
+from gpuconv.backends import Array, Backend
+from gpuconv.errors import ArgumentError
+from gpuconv.ops.dtypes import check_dtypes
+from gpuconv.ops.elementwise import unbroadcast
+
+
+class MatMul(Function):
+    """NumPy's matmul: stacks of matrices broadcast; a vector is a matrix of one row or column."""
+
+    def forward(self, be: Backend, a: Array, b: Array) -> Array:
+        check_dtypes("matmul", a=a, b=b)
+        inner = b.shape[-2] if b.ndim > 1 else b.shape[-1] if b.ndim else None
+        if not a.ndim or a.shape[-1] != inner:
+            raise ArgumentError(
+                f"matmul: shapes {a.shape} and {b.shape} do not fit; the last size of the first "
+                f"must be the last but one of the second"
+            )
+        self.a, self.b = a, b
+        y = be.xp.asarray(be.xp.matmul(a, b))
+        self.macs = y.size * a.shape[-1]
+        return y
+
+    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
+        xp, a, b = be.xp, self.a, self.b
+        if a.ndim == 1:
+            gy = gy[..., None, :] if b.ndim > 1 else gy[..., None]
+        if b.ndim == 1:
+            gy = gy[..., None]
+        a2 = a[None, :] if a.ndim == 1 else a
+        b2 = b[:, None] if b.ndim == 1 else b
+        ga = gb = None
+        if self.needs[0]:
+            ga = unbroadcast(xp.matmul(gy, b2.swapaxes(-1, -2)), a2).reshape(a.shape)
+        if self.needs[1]:
+            gb = unbroadcast(xp.matmul(a2.swapaxes(-1, -2), gy), b2).reshape(b.shape)
+        return ga, gb
+
+
+class Linear(Function):
+    """y = x w^T + b over the last axis of x."""
+
+    def forward(self, be: Backend, x: Array, w: Array, b: Array | None) -> Array:
+        check_dtypes("linear", x=x, weight=w, bias=b)
+        if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[1]:
+            raise ArgumentError(
+                f"linear: the input {x.shape} has {x.shape[-1] if x.ndim else 0} features, but the "
+                f"weight {w.shape} (out, in) takes {w.shape[-1]}; flatten the input to (N, "
+                f"{w.shape[-1]}), or set in_features={x.shape[-1] if x.ndim else 0}"
+            )
+        if b is not None and b.shape != w.shape[:1]:
+            raise ArgumentError(f"linear: the bias {b.shape} must be ({w.shape[0]},)")
+        self.x, self.w = x, w
+        self.macs = prod(x.shape) * w.shape[0]
+        y = be.xp.matmul(x, w.T)
+        if b is not None:
+            y += b
+        return y
+
+    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
+        rows = gy.reshape(-1, gy.shape[-1])
+        need_x, need_w, need_b = self.needs
+        return (
+            be.xp.matmul(gy, self.w) if need_x else None,
+            be.xp.matmul(rows.T, self.x.reshape(-1, self.x.shape[-1])) if need_w else None,
+            rows.sum(axis=0) if need_b else None,
+        )
+
+
+def matmul(a: Any, b: Any) -> Any:
+    """The matrix product, with NumPy's rules for stacks and vectors."""
+    return MatMul().apply(a, b)
+
+
+def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """x (..., in) times weight (out, in), plus bias (out,): (..., out)."""
+    return Linear().apply(x, weight, bias)

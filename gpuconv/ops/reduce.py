@@ -1,0 +1,129 @@
+"""Reductions over axes: sum, mean, variance, maximum, minimum."""
+
+from math import prod
+from typing import Any
+
+from gpuconv.autograd import Function
+from gpuconv.backends import Array, Backend
+from gpuconv.errors import ArgumentError
+
+Axis = int | tuple[int, ...] | None
+
+
+class _Reduction(Function):
+    def __init__(self, axis: Axis, keepdims: bool) -> None:
+        self.axis, self.keepdims = axis, keepdims
+
+    def axes(self, x: Array) -> tuple[int, ...]:
+        """The axes as positive numbers; ArgumentError for one that x does not have."""
+        axes = range(x.ndim) if self.axis is None else self.axis
+        axes = (axes,) if isinstance(axes, int) else tuple(axes)
+        for axis in axes:
+            if not -x.ndim <= axis < x.ndim:
+                raise ArgumentError(
+                    f"{type(self).__name__.lower()}: axis {axis} is out of range for shape {x.shape}"
+                )
+        return tuple(axis % x.ndim for axis in axes)
+
+    def expand(self, be: Backend, g: Array) -> Array:
+        """`g` with the reduced axes back, each of size 1."""
+        return be.xp.asarray(g).reshape(self.kept)
+
+    def remember(self, x: Array) -> tuple[int, ...]:
+        axes = self.axes(x)
+        self.shape = x.shape
+        self.kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+        return axes
+
+
+class Sum(_Reduction):
+    def forward(self, be: Backend, x: Array) -> Array:
+        return be.xp.asarray(x.sum(axis=self.remember(x), keepdims=self.keepdims))
+
+    def backward(self, be: Backend, gy: Array) -> Array:
+        return be.xp.broadcast_to(self.expand(be, gy), self.shape)
+
+
+class Mean(_Reduction):
+    def forward(self, be: Backend, x: Array) -> Array:
+        axes = self.remember(x)
+        self.count = prod(x.shape[a] for a in axes)
+        return be.xp.asarray(x.mean(axis=axes, keepdims=self.keepdims))
+
+    def backward(self, be: Backend, gy: Array) -> Array:
+        return be.xp.broadcast_to(self.expand(be, gy / self.count), self.shape)
+
+
+class Var(_Reduction):
+    """The mean squared distance from the mean; `correction` is subtracted from the count."""
+
+    def __init__(self, axis: Axis, correction: int, keepdims: bool) -> None:
+        super().__init__(axis, keepdims)
+        self.correction = correction
+
+    def forward(self, be: Backend, x: Array) -> Array:
+        axes = self.remember(x)
+        self.count = prod(x.shape[a] for a in axes) - self.correction
+        if self.count < 1:
+            raise ArgumentError(
+                f"var: {self.count + self.correction} values and correction={self.correction} leave "
+                f"nothing to divide by; use a smaller correction"
+            )
+        self.centred = x - x.mean(axis=axes, keepdims=True)
+        total = (self.centred * self.centred).sum(axis=axes, keepdims=self.keepdims)
+        return be.xp.asarray(total / self.count)
+
+    def backward(self, be: Backend, gy: Array) -> Array:
+        return self.expand(be, gy) * self.centred * (2 / self.count)
+
+
+class _Extremum(_Reduction):
+    """Equal extrema share the gradient, as PyTorch's amax and amin have it."""
+
+    name = ""
+
+    def forward(self, be: Backend, x: Array) -> Array:
+        axes = self.remember(x)
+        y = be.xp.asarray(getattr(x, self.name)(axis=axes, keepdims=True))
+        self.x, self.y, self.over = x, y, axes
+        if self.keepdims:
+            return y
+        return y.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes))
+
+    def backward(self, be: Backend, gy: Array) -> Array:
+        hit = self.x == self.y
+        share = self.expand(be, gy) / hit.sum(axis=self.over, keepdims=True).astype(gy.dtype)
+        return hit * share
+
+
+class Max(_Extremum):
+    name = "max"
+
+
+class Min(_Extremum):
+    name = "min"
+
+
+def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The sum over `axis` (all of them if None)."""
+    return Sum(axis, keepdims).apply(x)
+
+
+def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The mean over `axis` (all of them if None)."""
+    return Mean(axis, keepdims).apply(x)
+
+
+def var(x: Any, axis: Axis = None, correction: int = 0, keepdims: bool = False) -> Any:
+    """The variance over `axis`, the sum of squares divided by count - `correction`."""
+    return Var(axis, correction, keepdims).apply(x)
+
+
+def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The largest value over `axis`; equal ones share the gradient."""
+    return Max(axis, keepdims).apply(x)
+
+
+def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
+    """The smallest value over `axis`; equal ones share the gradient."""
+    return Min(axis, keepdims).apply(x)

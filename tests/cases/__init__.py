@@ -1,0 +1,18 @@
+"""The one table of problems that operations are tested on, a family a file."""
+
+from importlib import import_module
+
+from tests.cases.case import Case
+
+FAMILIES = (
+    "conv",
+    "pool",
+    "resample",
+    "norm",
+    "activation",
+    "loss",
+    "linear",
+    "elementwise",
+    "shape",
+)
+CASES: list[Case] = [c for f in FAMILIES for c in import_module(f"tests.cases.{f}").CASES]

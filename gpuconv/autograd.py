@@ -1,9 +1,10 @@
 """Automatic differentiation, whole: `Tensor`, `Function`, `backward`, `no_grad`.
 
-A `Function` instance is one node of the tape. It holds what it saved for its backward pass and edges to
-what made its inputs, never its own output, so a graph has no reference cycles: arrays are freed as soon
-as the last name for them is gone, without the garbage collector. `backward` visits nodes from the newest
-to the oldest (by creation number; no recursion) and frees each as the gradient passes through it.
+A `Function` instance is one node of the tape. It holds what it saved for its backward pass and
+edges to what made its inputs, never its own output, so a graph has no reference cycles: arrays are
+freed as soon as the last name for them is gone, without the garbage collector. `backward` visits
+nodes from the newest to the oldest (by creation number; no recursion) and frees each as the
+gradient passes through it.
 """
 
 import heapq
@@ -46,9 +47,10 @@ class Function:
 
     Hyperparameters go to the constructor; `apply` takes the inputs. `forward(be, *arrays)` gets raw
     arrays (or Python scalars, or None, as they were passed) and returns one array; it may keep what
-    `backward(be, gy)` will need as attributes. `backward` returns one gradient an input (a single array
-    where there is one input); `self.needs[i]` says whether input i's gradient is wanted: do not compute
-    one that is not, return None. Never change `gy` or a saved array in place: they may be shared.
+    `backward(be, gy)` will need as attributes. `backward` returns one gradient an input (a single
+    array where there is one input); `self.needs[i]` says whether input i's gradient is wanted: do
+    not compute one that is not, return None. Never change `gy` or a saved array in place: they may
+    be shared.
     """
 
     needs: tuple[bool, ...] = ()
@@ -93,9 +95,9 @@ class Function:
 class Tensor:
     """An array with a place on the tape.
 
-    `data` is the raw array (NumPy or CuPy); `grad` a Tensor or None, filled by `backward` for leaves
-    that require it and never changed in place by the library. Arithmetic follows the array's library;
-    Python scalars do not change a dtype.
+    `data` is the raw array (NumPy or CuPy); `grad` a Tensor or None, filled by `backward` for
+    leaves that require it and never changed in place by the library. Arithmetic follows the array's
+    library; Python scalars do not change a dtype.
     """
 
     __slots__ = ("__weakref__", "_node", "data", "grad", "requires_grad")
@@ -178,7 +180,7 @@ class Tensor:
         return Tensor(self.data)
 
     def to(self, device: str) -> "Tensor":
-        """On "cpu", "cuda" or "auto"; itself if it is there; the gradient comes back to this device."""
+        """On "cpu", "cuda" or "auto"; itself if there; the gradient comes back to this device."""
         moved = to_device(self.data, device)
         return self if moved is self.data else ops.ToDevice(device).apply(self)
 
@@ -220,8 +222,8 @@ class Tensor:
     def _accumulate(self, g: Array) -> None:
         if g.shape != self.data.shape or g.dtype != self.data.dtype:
             raise GraphError(
-                f"backward gave a gradient {g.dtype} {g.shape} for a leaf {self.dtype} {self.shape}; "
-                f"the Function that made it is wrong"
+                f"backward gave a gradient {g.dtype} {g.shape} for a leaf {self.dtype} "
+                f"{self.shape}; the Function that made it is wrong"
             )
         if self.grad is not None:
             g = self.grad.data + g
@@ -419,7 +421,8 @@ def _run_backward(root: Function, gy: Array) -> None:
         edges, needs = node.edges, node.needs
         if len(grads) != len(edges):
             raise GraphError(
-                f"{type(node).__name__}.backward returned {len(grads)} gradients for {len(edges)} inputs"
+                f"{type(node).__name__}.backward returned {len(grads)} gradients "
+                f"for {len(edges)} inputs"
             )
         name = type(node).__name__
         node.free()
@@ -443,5 +446,6 @@ def _run_backward(root: Function, gy: Array) -> None:
         del edges, grads
 
 
-# The operators above are thin names for these; the import is last because ops derives from Function.
+# The operators above are thin names for these; the import is last because ops derives from
+# Function.
 from gpuconv import ops  # noqa: E402

@@ -1,9 +1,9 @@
 """Who computes: the reference backend in array code, and the choice of a backend for given arrays.
 
 A *device* is where an array lives ("cpu": numpy.ndarray, "cuda": cupy.ndarray); a *backend* is who
-computes on it. `Backend(xp)` is complete in array code: with NumPy it is the fallback and the reference,
-with CuPy the same code runs on a GPU. A faster backend derives from it and overrides what it has kernels
-for; what a kernel cannot take goes to `super()`, on the same device.
+computes on it. `Backend(xp)` is complete in array code: with NumPy it is the fallback and the
+reference, with CuPy the same code runs on a GPU. A faster backend derives from it and overrides
+what it has kernels for; what a kernel cannot take goes to `super()`, on the same device.
 
 (The module is `backends` because `gpuconv.backend("numpy")` is the function that chooses one.)
 """
@@ -36,8 +36,8 @@ _log = logging.getLogger("gpuconv")
 class Backend(Conv, Pool, Norm, Loss, Step):
     """Every operation in array code over the module `xp` (NumPy, CuPy).
 
-    Contract: arguments are validated, of one dtype and on this device; results are new arrays; nothing
-    is mutated but by the `*_step` methods; a result keeps the memory format of its input.
+    Contract: arguments are validated, of one dtype and on this device; results are new arrays;
+    nothing is mutated but by the `*_step` methods; a result keeps the memory format of its input.
     """
 
     def __init__(self, xp: Any, name: str) -> None:
@@ -48,7 +48,7 @@ class Backend(Conv, Pool, Norm, Loss, Step):
         return f"Backend({self.name!r})"
 
     def asarray(self, array: Any, dtype: Any = None) -> Array:
-        """`array` (of this device, of the host, or a list) on this device; no copy where none is due."""
+        """`array` (of this device, of the host, or a list) on this device; a copy only if needed."""
         return self.xp.asarray(array, dtype=dtype)
 
     def random(self, shape: tuple[int, ...], seed: int) -> Array:
@@ -60,8 +60,8 @@ class Backend(Conv, Pool, Norm, Loss, Step):
 def backend(chosen: "str | Backend") -> Iterator[Backend]:
     """`with gpuconv.backend("numpy"):` computes with that backend inside the block.
 
-    Takes a name from `gpuconv.backends.BACKENDS` or a `Backend`. It decides for the arrays of its own
-    device only: CuPy arrays are still computed by "cuda" inside `backend("numpy")`.
+    Takes a name from `gpuconv.backends.BACKENDS` or a `Backend`. It decides for the arrays of its
+    own device only: CuPy arrays are still computed by "cuda" inside `backend("numpy")`.
     """
     be = get_backend(chosen) if isinstance(chosen, str) else chosen
     token = _chosen.set(be)
@@ -106,7 +106,7 @@ def backend_of(*arrays: Array) -> Backend:
             be = mine
         elif mine is not be:
             raise DeviceError(
-                f"arrays of {be.name} and {mine.name} are mixed; move them to one device with .to(...)"
+                f"arrays of {be.name} and {mine.name} are mixed; use .to(...) to move them together"
             )
     return be if be is not None else chosen if chosen is not None else _host()
 

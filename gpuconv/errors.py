@@ -1,12 +1,13 @@
 """The errors gpuconv raises on purpose: one line each, with the values, the layer and a fix.
 
-Every one derives from `Error` and from the built-in exception a caller would expect. A `Module` that an
-error passes through adds where it happened, so a message reads "features.3 (Conv2d): conv2d: ...".
+Every one derives from `Error` and from the built-in exception a caller would expect. A `Module`
+that an error passes through adds where it happened, so a message reads "features.3 (Conv2d):
+conv2d: ...".
 """
 
 
 class Error(Exception):
-    """Base of all errors that a user can cause and mend. `where` names the layer, once it is known."""
+    """Base of all errors a user can cause and mend. `where` names the layer, once it is known."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -1,7 +1,8 @@
 """The one source of randomness: initialisers and dropout draw from it, checkpoints store it.
 
-Only the host's generator has state. Where an array of random numbers is wanted on a device, a seed is
-drawn here and the array is made from that seed, so that restoring this state restores everything.
+Only the host's generator has state. Where an array of random numbers is wanted on a device, a seed
+is drawn here and the array is made from that seed, so that restoring this state restores
+everything.
 """
 
 from typing import Any

@@ -1,8 +1,9 @@
 """The arithmetic of convolution and pooling: sizes, padding, work. Worked out and validated once.
 
 `ConvSpec` and `PoolSpec` hold a problem with every number resolved, so that nothing below them asks
-again what "same" means. Letters: input `n c h w`, weight `k c r s`, output `n k p q`; one, two or three
-spatial axes alike. A spec is immutable and hashable, and the same arguments give the same object.
+again what "same" means. Letters: input `n c h w`, weight `k c r s`, output `n k p q`; one, two or
+three spatial axes alike. A spec is immutable and hashable, and the same arguments give the same
+object.
 """
 
 import operator
@@ -27,8 +28,8 @@ Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
 class ConvSpec:
     """A convolution with every number resolved.
 
-    `x_shape` (N, C, *in), `w_shape` (K, C/groups, *kernel), `y_shape` (N, K, *out); `stride`, `dilation`
-    one number a spatial axis; `padding` one pair (before, after) a spatial axis.
+    `x_shape` (N, C, *in), `w_shape` (K, C/groups, *kernel), `y_shape` (N, K, *out); `stride`,
+    `dilation` one number a spatial axis; `padding` one pair (before, after) a spatial axis.
     """
 
     x_shape: Ints
@@ -82,9 +83,9 @@ class ConvSpec:
     ) -> "ConvSpec":
         """Resolve a convolution of `x_shape` (N, C, *in) with `w_shape` (K, C/groups, *kernel).
 
-        `padding` is a number, one number an axis, one pair (before, after) an axis, "valid" or "same":
-        output size ceil(in / stride), and of an odd total the extra row goes to the end (TensorFlow's
-        rule). Raises ArgumentError for everything that cannot be computed.
+        `padding` is a number, one number an axis, one pair (before, after) an axis, "valid" or
+        "same": output size ceil(in / stride), and of an odd total the extra row goes to the end
+        (TensorFlow's rule). Raises ArgumentError for everything that cannot be computed.
         """
         return _infer_conv(
             _frozen(x_shape),
@@ -108,10 +109,10 @@ class ConvSpec:
     ) -> "ConvSpec":
         """The convolution whose gradient by input is the transposed convolution asked for.
 
-        `x_shape` (N, C, *in) is what the transposed convolution takes, `w_shape` (C, K/groups, *kernel)
-        its weight in PyTorch's layout. In the spec returned, `y_shape` is `x_shape`, and `x_shape` is
-        the transposed convolution's output (N, K, (in-1)*stride - before - after + dilation*(kernel-1)
-        + 1 + output_padding).
+        `x_shape` (N, C, *in) is what the transposed convolution takes, `w_shape` (C, K/groups,
+        *kernel) its weight in PyTorch's layout. In the spec returned, `y_shape` is `x_shape`, and
+        `x_shape` is the transposed convolution's output (N, K, (in-1)*stride - before - after +
+        dilation*(kernel-1) + 1 + output_padding).
         """
         return _infer_transposed(
             _frozen(x_shape),
@@ -144,8 +145,8 @@ class PoolSpec:
     def window(self) -> Pads:
         """Padding (before, after) so that every window of the output lies inside, and no row more.
 
-        With `ceil_mode` the last window may reach past the padding asked for; with floors the last rows
-        may be in no window, and then `after` is negative: those rows are cut off.
+        With `ceil_mode` the last window may reach past the padding asked for; with floors the last
+        rows may be in no window, and then `after` is negative: those rows are cut off.
         """
         pads = []
         for axis in range(self.nd):
@@ -194,8 +195,8 @@ def _infer_conv(
     if x_shape[1] != w_shape[1] * groups:
         raise ArgumentError(
             f"{op}: the input {x_shape} has {x_shape[1]} channels, but the weight {w_shape} with "
-            f"groups={groups} takes {w_shape[1] * groups}; give it {w_shape[1] * groups} channels, or "
-            f"a weight of shape ({w_shape[0]}, {max(x_shape[1] // groups, 1)}, ...)"
+            f"groups={groups} takes {w_shape[1] * groups}; give it {w_shape[1] * groups} channels, "
+            f"or a weight of shape ({w_shape[0]}, {max(x_shape[1] // groups, 1)}, ...)"
         )
     if padding_mode not in PADDING_MODES:
         raise ArgumentError(
@@ -209,8 +210,8 @@ def _infer_conv(
         limit = {"reflect": size[axis] - 1, "circular": size[axis]}.get(padding_mode)
         if limit is not None and max(lo, hi) > limit:
             raise ArgumentError(
-                f"{op}: padding {(lo, hi)} on spatial axis {axis} is too large for {padding_mode!r} "
-                f"on {size[axis]} pixels; use at most {limit}, or padding_mode='zeros'"
+                f"{op}: padding {(lo, hi)} on spatial axis {axis} is too large for "
+                f"{padding_mode!r} on {size[axis]} pixels; use at most {limit}, or padding_mode='zeros'"
             )
     out = tuple(
         (size[a] + sum(pads[a]) - dilations[a] * (kernel[a] - 1) - 1) // strides[a] + 1
@@ -246,8 +247,8 @@ def _infer_transposed(
     for axis in range(nd):
         if extra[axis] >= max(strides[axis], dilations[axis]):
             raise ArgumentError(
-                f"{op}: output_padding {extra[axis]} on spatial axis {axis} must be smaller than the "
-                f"stride {strides[axis]} or the dilation {dilations[axis]}"
+                f"{op}: output_padding {extra[axis]} on spatial axis {axis} must be smaller than "
+                f"the stride {strides[axis]} or the dilation {dilations[axis]}"
             )
     kernel, size = w_shape[2:], x_shape[2:]
     if padding == "same":

@@ -1,4 +1,4 @@
-"""For testing operations, ours and yours: gradients against differences, errors against a budget."""
+"""For testing operations, ours and yours: gradients by differences, errors by a budget."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +12,14 @@ from gpuconv.backends import backend_of, to_device
 def check_gradients(
     f: Callable[..., Tensor], *arrays: Any, seed: int = 0, step: float = 1e-5, rel: float = 1e-6
 ) -> None:
-    """Compare the gradients of `f` with a central difference along one random direction, in float64.
+    """Compare the gradients of `f` with a central difference along one random direction, in
+    float64.
 
-    `f` takes Tensors of the `arrays` (float64; others are passed as they are and not differentiated)
-    and returns one Tensor. Every input is checked alone, so that errors cannot cancel. Raises
-    AssertionError naming the input, both numbers and their relative difference if that exceeds `rel`
-    (the rounding of the difference quotient itself is allowed for). Away from kinks only: the step is
-    `step`.
+    `f` takes Tensors of the `arrays` (float64; others are passed as they are and not
+    differentiated) and returns one Tensor. Every input is checked alone, so that errors cannot
+    cancel. Raises AssertionError naming the input, both numbers and their relative difference if
+    that exceeds `rel` (the rounding of the difference quotient itself is allowed for). Away from
+    kinks only: the step is `step`.
     """
     rng = np.random.default_rng(seed)
     be = backend_of(*arrays)
@@ -48,7 +49,8 @@ def check_gradients(
         products = tensor.grad.data * direction
         analytic = float(products.sum())
         scale = max(abs(numeric), float(be.xp.abs(products).sum()))
-        # A sum of `size` is exact to about eps; divided by the step, that is what numeric can be off.
+        # A sum of `size` is exact to about eps; divided by the step, that is what numeric can be
+        # off.
         rounding = 8 * np.finfo(np.float64).eps * size / step
         assert abs(numeric - analytic) <= rel * scale + rounding, (
             f"input {i}: gradient {analytic!r} along a direction, difference quotient {numeric!r}, "
@@ -59,8 +61,9 @@ def check_gradients(
 def assert_within_budget(fast: Any, plain: Any, truth: Any, factor: float = 4.0) -> None:
     """Assert that `fast` is at most `factor` times as far from `truth` as `plain` code is.
 
-    `truth` is float64; `fast` and `plain` are of the precision under test. The distance is the largest
-    absolute difference; one rounding of the largest value is always allowed. NaN and shapes must agree.
+    `truth` is float64; `fast` and `plain` are of the precision under test. The distance is the
+    largest absolute difference; one rounding of the largest value is always allowed. NaN and shapes
+    must agree.
     """
     fast, plain, truth = (to_device(a, "cpu") for a in (fast, plain, truth))
     assert fast.shape == truth.shape, f"shape {fast.shape}, expected {truth.shape}"

@@ -118,8 +118,8 @@ def bias_gradient(gy: Array) -> Array:
 def check_rank(op: str, nd: int, x_shape: Sequence[int], w_shape: Sequence[int]) -> None:
     if len(x_shape) != nd + 2 or len(w_shape) != nd + 2:
         raise ArgumentError(
-            f"{op}: the input {tuple(x_shape)} and the weight {tuple(w_shape)} must have {nd + 2} axes, (N, C, "
-            f"*in) and {nd} spatial ones; add a missing batch axis with x[None]"
+            f"{op}: the input {tuple(x_shape)} and the weight {tuple(w_shape)} must have "
+            f"{nd + 2} axes, (N, C, *in) and {nd} spatial ones; add a missing batch axis with x[None]"
         )
 
 
@@ -168,12 +168,13 @@ def conv2d(
 ) -> Any:
     """Convolution (cross-correlation, as every CNN library has it) of a batch of images.
 
-    x (N, C, H, W), weight (K, C/groups, R, S), bias (K,) or None; the result is (N, K, P, Q). Arrays
-    give an array, a Tensor among them gives a Tensor. `padding` is a number, (height, width),
-    ((top, bottom), (left, right)), "valid" or "same": output ceil(H / stride), and of an odd total the
-    extra row at the end, for even kernels and strides too. `padding_mode` is "zeros", "reflect",
-    "replicate" or "circular". Raises ArgumentError for shapes that do not fit and DtypeError for mixed
-    dtypes. Source: Dumoulin and Visin, "A guide to convolution arithmetic", arXiv 1603.07285.
+    x (N, C, H, W), weight (K, C/groups, R, S), bias (K,) or None; the result is (N, K, P, Q).
+    Arrays give an array, a Tensor among them gives a Tensor. `padding` is a number, (height,
+    width), ((top, bottom), (left, right)), "valid" or "same": output ceil(H / stride), and of an
+    odd total the extra row at the end, for even kernels and strides too. `padding_mode` is "zeros",
+    "reflect", "replicate" or "circular". Raises ArgumentError for shapes that do not fit and
+    DtypeError for mixed dtypes. Source: Dumoulin and Visin, "A guide to convolution arithmetic",
+    arXiv 1603.07285.
     """
     return _conv(2, x, weight, bias, stride, padding, dilation, groups, padding_mode)
 
@@ -219,9 +220,9 @@ def conv_transpose2d(
 ) -> Any:
     """Transposed convolution: the gradient by input of a convolution, as an operation.
 
-    x (N, C, H, W), weight (C, K/groups, R, S) as in PyTorch, bias (K,) or None; the result is (N, K, P,
-    Q) with P = (H-1)*stride - top - bottom + dilation*(R-1) + 1 + output_padding. `padding` as in
-    `conv2d`; "same" gives H * stride. Argument order is PyTorch's.
+    x (N, C, H, W), weight (C, K/groups, R, S) as in PyTorch, bias (K,) or None; the result is (N,
+    K, P, Q) with P = (H-1)*stride - top - bottom + dilation*(R-1) + 1 + output_padding. `padding`
+    as in `conv2d`; "same" gives H * stride. Argument order is PyTorch's.
     """
     f = ConvTranspose(2, stride, padding, output_padding, dilation, groups)
     return f.apply(x, weight, bias)

@@ -7,7 +7,7 @@ from gpuconv.backends import Array, Backend, device_of, to_device
 
 
 def unbroadcast(g: Array, like: Any) -> Array:
-    """`g` summed over the axes that broadcasting added to `like` or stretched; in `like`'s dtype."""
+    """`g` summed over the axes that broadcasting gave or stretched in `like`; in its dtype."""
     if g.ndim > like.ndim:
         g = g.sum(axis=tuple(range(g.ndim - like.ndim)))
     stretched = tuple(i for i, n in enumerate(like.shape) if n == 1 and g.shape[i] != 1)

@@ -21,7 +21,7 @@ class _Reduction(Function):
         for axis in axes:
             if not -x.ndim <= axis < x.ndim:
                 raise ArgumentError(
-                    f"{type(self).__name__.lower()}: axis {axis} is out of range for shape {x.shape}"
+                    f"{type(self).__name__.lower()}: axis {axis} is out of range for {x.shape}"
                 )
         return tuple(axis % x.ndim for axis in axes)
 
@@ -66,8 +66,8 @@ class Var(_Reduction):
         self.count = prod(x.shape[a] for a in axes) - self.correction
         if self.count < 1:
             raise ArgumentError(
-                f"var: {self.count + self.correction} values and correction={self.correction} leave "
-                f"nothing to divide by; use a smaller correction"
+                f"var: {self.count + self.correction} values and correction={self.correction} "
+                f"leave nothing to divide by; use a smaller correction"
             )
         self.centred = x - x.mean(axis=axes, keepdims=True)
         total = (self.centred * self.centred).sum(axis=axes, keepdims=self.keepdims)

@@ -149,7 +149,7 @@ def flatten(x: Any, start: int = 0, end: int = -1) -> Any:
 def transpose(x: Any, *axes: Any) -> Any:
     """The axes in the order given, reversed if none is."""
     if len(axes) == 1 and (axes[0] is None or isinstance(axes[0], Sequence)):
-        axes = axes[0]
+        axes = tuple(axes[0] or ())
     return Transpose(tuple(axes) if axes else None).apply(x)
 
 
@@ -199,7 +199,8 @@ def pad(x: Any, padding: Sequence[int], mode: str = "zeros", value: float = 0.0)
         raise ArgumentError(f"pad: mode={mode!r} is unknown; use one of {PADDING_MODES}")
     if len(given) % 2 or len(given) > 2 * nd:
         raise ArgumentError(
-            f"pad: {given} must be pairs for at most the {nd} spatial axes of shape {tuple(x.shape)}"
+            f"pad: {given} must be pairs for at most the {nd} spatial axes of "
+            f"shape {tuple(x.shape)}"
         )
     pairs = [given[i : i + 2] for i in range(0, len(given), 2)]
     pairs += [(0, 0)] * (nd - len(pairs))

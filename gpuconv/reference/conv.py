@@ -1,10 +1,10 @@
 """Convolution and its gradients in array code, in one, two or three dimensions.
 
 The input's windows are a strided view; a tile of output pixels at a time is copied out of it into
-columns of C*R*S numbers (im2col) and multiplied with the weight as a matrix. The gradient by input is
-the same backwards: columns, then each kernel tap added to the pixels it came from. No tile's columns
-exceed `workspace` bytes (or one column, where that is larger), so the memory beyond input, padded input
-and output is bounded by twice that, whatever the problem.
+columns of C*R*S numbers (im2col) and multiplied with the weight as a matrix. The gradient by input
+is the same backwards: columns, then each kernel tap added to the pixels it came from. No tile's
+columns exceed `workspace` bytes (or one column, where that is larger), so the memory beyond input,
+padded input and output is bounded by twice that, whatever the problem.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ def is_channels_last(x: Array) -> bool:
 
 
 def tiles(extents: Sequence[int], budget: int) -> Iterator[tuple[slice, ...]]:
-    """Boxes that cover a grid of `extents`, none with more than `budget` points (but at least one)."""
+    """Boxes that cover a grid of `extents`, each of at most `budget` points (but at least one)."""
     size, room = [1] * len(extents), max(budget, 1)
     for axis in reversed(range(len(extents))):
         size[axis] = max(min(extents[axis], room), 1)
@@ -174,7 +174,7 @@ class Conv:
 
 
 def _overlap(size: Ints, pads: Pads) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where the kept part of an array of `size` lies in the padded array, and in the array itself."""
+    """Where the kept part of an array of `size` lies: in the padded array, and in itself."""
     inside, kept = [slice(None)] * 2, [slice(None)] * 2
     for n, (lo, hi) in zip(size, pads, strict=True):
         length = n + min(lo, 0) + min(hi, 0)

@@ -15,8 +15,8 @@ class Case:
 
     An input given as a shape is standard normal in float64 and is differentiated; one given as a
     function of a generator is what it returns: floats are differentiated, labels and masks are not.
-    `kinks` says that the function has kinks, at which difference quotients are wrong: inputs are then
-    drawn so that all values lie at least 1e-3 apart and away from 0 (a shuffled grid).
+    `kinks` says that the function has kinks, at which difference quotients are wrong: inputs are
+    then drawn so that all values lie at least 1e-3 apart and away from 0 (a shuffled grid).
     """
 
     name: str

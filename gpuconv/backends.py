@@ -48,7 +48,7 @@ class Backend(Conv, Pool, Norm, Loss, Step):
         return f"Backend({self.name!r})"
 
     def asarray(self, array: Any, dtype: Any = None) -> Array:
-        """`array` (of this device, of the host, or a list) on this device; a copy only if needed."""
+        """`array` (of this device, the host, or a list) on this device, copied only if needed."""
         return self.xp.asarray(array, dtype=dtype)
 
     def random(self, shape: tuple[int, ...], seed: int) -> Array:

@@ -211,7 +211,8 @@ def _infer_conv(
         if limit is not None and max(lo, hi) > limit:
             raise ArgumentError(
                 f"{op}: padding {(lo, hi)} on spatial axis {axis} is too large for "
-                f"{padding_mode!r} on {size[axis]} pixels; use at most {limit}, or padding_mode='zeros'"
+                f"{padding_mode!r} on {size[axis]} pixels; use at most {limit}, "
+                f"or padding_mode='zeros'"
             )
     out = tuple(
         (size[a] + sum(pads[a]) - dilations[a] * (kernel[a] - 1) - 1) // strides[a] + 1

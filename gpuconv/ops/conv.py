@@ -119,7 +119,7 @@ def check_rank(op: str, nd: int, x_shape: Sequence[int], w_shape: Sequence[int])
     if len(x_shape) != nd + 2 or len(w_shape) != nd + 2:
         raise ArgumentError(
             f"{op}: the input {tuple(x_shape)} and the weight {tuple(w_shape)} must have "
-            f"{nd + 2} axes, (N, C, *in) and {nd} spatial ones; add a missing batch axis with x[None]"
+            f"{nd + 2} axes, (N, C, *in) with {nd} spatial; add a missing batch axis: x[None]"
         )
 
 

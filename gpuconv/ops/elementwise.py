@@ -8,11 +8,13 @@ from gpuconv.backends import Array, Backend, device_of, to_device
 
 def unbroadcast(g: Array, like: Any) -> Array:
     """`g` summed over the axes that broadcasting gave or stretched in `like`; in its dtype."""
-    if g.ndim > like.ndim:
-        g = g.sum(axis=tuple(range(g.ndim - like.ndim)))
-    stretched = tuple(i for i, n in enumerate(like.shape) if n == 1 and g.shape[i] != 1)
+    extra = g.ndim - like.ndim
+    sizes = (1,) * extra + tuple(like.shape)
+    stretched = tuple(i for i, n in enumerate(sizes) if n == 1 and g.shape[i] != 1)
     if stretched:
         g = g.sum(axis=stretched, keepdims=True)
+    if extra:
+        g = g.reshape(like.shape)
     return g.astype(like.dtype, copy=False)
 
 

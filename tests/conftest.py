@@ -1,0 +1,18 @@
+"""Fixtures for every test; the one place where a test gets its randomness."""
+
+import numpy as np
+import pytest
+
+import gpuconv
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded: a test that needs random numbers takes them here."""
+    return np.random.default_rng(20)
+
+
+@pytest.fixture(autouse=True)
+def _library_seed() -> None:
+    """Layers and dropout start from the same generator in every test."""
+    gpuconv.manual_seed(0)

@@ -94,7 +94,7 @@ def backend_of(*arrays: Array) -> Backend:
         if chosen is not None and isinstance(array, chosen.xp.ndarray):
             mine = chosen
         elif isinstance(array, np.ndarray):
-            mine = _host()
+            mine = host_backend()
         elif type(array).__module__.partition(".")[0] == "cupy":
             mine = get_backend("cuda")
         else:
@@ -108,7 +108,7 @@ def backend_of(*arrays: Array) -> Backend:
             raise DeviceError(
                 f"arrays of {be.name} and {mine.name} are mixed; use .to(...) to move them together"
             )
-    return be if be is not None else chosen if chosen is not None else _host()
+    return be if be is not None else chosen if chosen is not None else host_backend()
 
 
 def is_array(value: Any) -> bool:
@@ -138,13 +138,17 @@ def from_foreign(value: Any) -> Array:
 
 def to_device(array: Array, device: str) -> Array:
     """`array` on "cpu", "cuda" or "auto" (CUDA where usable); itself if it is there already."""
-    if device == "auto":
-        device = _auto_device()
+    device = resolve_device(device)
     if device == "cpu":
         return array if isinstance(array, np.ndarray) else array.get()
-    if device == "cuda":
-        return get_backend("cuda").asarray(array)
-    raise DeviceError(f"device {device!r} is unknown; use one of {', '.join(DEVICES)}")
+    return get_backend("cuda").asarray(array)
+
+
+def resolve_device(device: str) -> str:
+    """ "cpu" or "cuda" for one of `DEVICES`: "auto" is the GPU if one is usable."""
+    if device not in DEVICES:
+        raise DeviceError(f"device {device!r} is unknown; use one of {', '.join(DEVICES)}")
+    return _auto_device() if device == "auto" else device
 
 
 def device_of(array: Array) -> str:
@@ -183,7 +187,7 @@ def _cupy() -> Any:
     return cupy
 
 
-def _host() -> Backend:
+def host_backend() -> Backend:
     """The backend for NumPy arrays when none was chosen: $GPUCONV_BACKEND, else the reference."""
     name = os.environ.get("GPUCONV_BACKEND", "numpy")
     be = get_backend(name)

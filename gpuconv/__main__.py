@@ -1,0 +1,5 @@
+"""`python -m gpuconv` is the program `gpuconv`."""
+
+from gpuconv.cli import main
+
+main()

@@ -1,0 +1,240 @@
+"""The program `gpuconv`: train | eval | predict | summary | doctor.
+
+Results go to standard output, progress and errors to standard error. A problem the user can mend is one
+line there and exit status 1; a wrong command line is status 2.
+"""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import gpuconv
+from gpuconv import doctor as checks, models, run as runs
+from gpuconv.backends import BACKENDS, backend, host_backend, resolve_device
+from gpuconv.errors import ArgumentError, Error
+from gpuconv.run import Config
+
+app = typer.Typer(
+    name="gpuconv",
+    help="Convolutional neural networks with kernels written in Python.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend", help=f"Who computes: auto, {', '.join(BACKENDS)}.", show_default=True
+    ),
+]
+
+
+def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors that the user can mend become one line and status 1; a bug keeps its traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:
+            # The reader of our output is gone (`gpuconv ... | head`): nothing left to say.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except (Error, OSError) as error:
+            print(f"gpuconv: error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            print("gpuconv: interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def choose(name: str) -> tuple[AbstractContextManager[Any], str]:
+    """(a block that computes so, the device) of a --backend option; says what "auto" took."""
+    if name == "auto":
+        device = resolve_device("auto")
+        name = "cuda" if device == "cuda" else host_backend().name
+        print(f"computing with {name} on {device}", file=sys.stderr)
+    return backend(name), "cuda" if name == "cuda" else "cpu"
+
+
+@app.command()
+@one_line_errors
+def train(
+    context: typer.Context,
+    data: Annotated[
+        str, typer.Option(help=f"{', '.join(runs.DATASETS)}, or a folder of images.")
+    ] = Config.data,
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(models.NAMES)}.")] = Config.model,
+    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = Config.epochs,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = Config.batch_size,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = Config.lr,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = Config.weight_decay,
+    augment: Annotated[
+        bool, typer.Option(help="Random flips and shifts of the training images.")
+    ] = Config.augment,
+    image_size: Annotated[
+        int, typer.Option(help="Height and width for images from a folder.")
+    ] = Config.image_size[0],
+    limit: Annotated[
+        int | None, typer.Option(help="Use at most so many training and test images.")
+    ] = Config.limit,
+    seed: Annotated[int, typer.Option(help="Decides everything random.")] = Config.seed,
+    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/MODEL-DATA].")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a run that is in the folder.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder, as it was configured.")
+    ] = None,
+    compute: Backend = "auto",
+) -> None:
+    """Train a model on images and keep its weights, figures and curves in a run folder."""
+    block, device = choose(compute)
+    if resume is not None:
+        given = sorted(
+            name
+            for name in context.params
+            if name not in ("resume", "compute")
+            and context.get_parameter_source(name).name == "COMMANDLINE"
+        )
+        if given:
+            raise ArgumentError(
+                f"--resume goes on as the run was configured; leave out "
+                f"{', '.join('--' + name.replace('_', '-') for name in given)}"
+            )
+        folder, config = resume, Config.load(resume / "config.json")
+    else:
+        config = Config(
+            data,
+            model,
+            epochs,
+            batch_size,
+            lr,
+            weight_decay,
+            augment,
+            seed,
+            (image_size, image_size),
+            limit,
+        )
+        folder = out or Path("runs") / f"{model}-{Path(data).name}"
+        runs.prepare(folder, overwrite)
+    with block:
+        try:
+            history = runs.train(config, folder, device, resume=resume is not None)
+        except KeyboardInterrupt:
+            print(f"\nstopped; go on with: gpuconv train --resume {folder}", file=sys.stderr)
+            raise typer.Exit(130) from None
+    best = history.best("valid_accuracy")
+    print(
+        f"test accuracy {best['valid_accuracy']:.4f} (epoch {best['epoch']} of {config.epochs}), "
+        f"trained in {sum(row['seconds'] for row in history.rows):.1f} s, saved in {folder}/best"
+    )
+
+
+@app.command("eval")
+@one_line_errors
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[
+        str | None, typer.Option(help="Other data than the run's; its test part is used.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    compute: Backend = "auto",
+) -> None:
+    """Evaluate a run's best model on its test data."""
+    block, device = choose(compute)
+    with block:
+        result = runs.evaluate(folder, device, data)
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"test accuracy {result['accuracy']:.4f}, loss {result['loss']:.4f} "
+            f"on {result['images']} images of {result['data']}"
+        )
+
+
+@app.command()
+@one_line_errors
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    run: Annotated[Path, typer.Option(help="A run folder.")],
+    top: Annotated[int, typer.Option(help="How many classes to print.", min=1)] = 3,
+    invert: Annotated[
+        bool, typer.Option(help="Swap light and dark (for dark things on a light ground).")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    compute: Backend = "auto",
+) -> None:
+    """Say what is on images, by a run's best model."""
+    block, device = choose(compute)
+    with block:
+        rows = runs.predict(folder=run, paths=images, device=device, invert=invert)
+    for path, row in zip(images, rows, strict=True):
+        ranked = sorted(row.items(), key=lambda item: -item[1])[:top]
+        if as_json:
+            print(json.dumps({"image": str(path), "classes": dict(ranked)}))
+        else:
+            print(f"{path}: " + ", ".join(f"{name} {p:.3f}" for name, p in ranked))
+
+
+@app.command()
+@one_line_errors
+def summary(
+    model: Annotated[str, typer.Argument(help=f"One of {', '.join(models.NAMES)}.")],
+    input: Annotated[str, typer.Option(help="CxHxW, or NxCxHxW.")] = "1x28x28",
+    classes: Annotated[int, typer.Option(help="Output classes.", min=1)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print a model's layers: shapes, parameters, work, memory, receptive field."""
+    try:
+        shape = tuple(int(part) for part in input.lower().split("x"))
+    except ValueError:
+        shape = ()
+    if len(shape) not in (3, 4) or min(shape, default=0) < 1:
+        raise ArgumentError(f"--input {input!r} is no shape; write CxHxW, as in 3x32x32")
+    channels = shape[-3]
+    table = gpuconv.summary(models.create(model, num_classes=classes, in_channels=channels), shape)
+    print(json.dumps(table.to_dict(), indent=2) if as_json else str(table))
+
+
+@app.command()
+@one_line_errors
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Say what works on this machine; status 1 if something that should does not."""
+    report = checks.examine()
+    if as_json:
+        print(json.dumps([asdict(check) for check in report], indent=2))
+    else:
+        for check in report:
+            print(f"{check.status:7} {check.name:20} {check.detail}")
+    if any(check.status == "FAILED" for check in report):
+        raise typer.Exit(1)
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        print(f"gpuconv {gpuconv.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=version, is_eager=True)
+    ] = False,
+) -> None:
+    """Convolutional neural networks with kernels written in Python."""
+
+
+def main() -> None:
+    """Run the program on the command line's arguments; does not return."""
+    app()

@@ -165,8 +165,13 @@ class PoolSpec:
         dilation: IntOrInts = 1,
         ceil_mode: bool = False,
         nd: int = 2,
+        op: str = "pooling",
     ) -> "PoolSpec":
-        """Resolve pooling of `x_shape` (N, C, *in); `stride` None means the kernel's size."""
+        """Resolve pooling of `x_shape` (N, C, *in); `stride` None means the kernel's size.
+
+        `op` is what errors call it. Padding must be smaller than the (dilated) kernel, so that every
+        window meets the image.
+        """
         return _infer_pool(
             _frozen(x_shape),
             _frozen(kernel),
@@ -175,6 +180,7 @@ class PoolSpec:
             _frozen(dilation),
             bool(ceil_mode),
             nd,
+            op,
         )
 
 
@@ -274,9 +280,15 @@ def _infer_transposed(
 
 @lru_cache(maxsize=4096, typed=True)
 def _infer_pool(
-    x_shape: Ints, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, nd: int
+    x_shape: Ints,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
+    nd: int,
+    op: str,
 ) -> PoolSpec:
-    op = f"pool{nd}d"
     if len(x_shape) != nd + 2:
         raise ArgumentError(
             f"{op}: the input {x_shape} has {len(x_shape)} axes, but (N, C, *in) with {nd} spatial "
@@ -302,6 +314,13 @@ def _infer_pool(
         if ceil_mode and (p - 1) * strides[axis] >= size[axis] + lo:
             p -= 1
         out.append(p)
+        # Dilation can step over a small image: then no tap of a window would meet a pixel.
+        n, d = size[axis], dilations[axis]
+        if d > n and any(s % d >= n for s in range(-lo, 0, strides[axis])[: max(p, 0)]):
+            raise ArgumentError(
+                f"{op}: dilation {d} on spatial axis {axis} steps over all of its {n} pixels, from "
+                f"a window that starts in the padding {(lo, hi)}; use less of either"
+            )
     _check_output(op, tuple(out), size, kernels, pads, dilations)
     y_shape = (*x_shape[:2], *out)
     return PoolSpec(x_shape, kernels, strides, pads, dilations, ceil_mode, y_shape)

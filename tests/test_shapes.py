@@ -69,7 +69,8 @@ def test_pool_windows_start_inside(ceil_mode: bool) -> None:
         (1, 5, 6), (1, 2, 3), (1, 2, 4), (0, 1), (0, 1), (1, 2)
     ):
         reach = dilation * (k - 1) + 1
-        if max(lo, hi) >= reach or lo + n + hi < reach:
+        stepped_over = dilation > n and lo
+        if max(lo, hi) >= reach or lo + n + hi < reach or stepped_over:
             continue
         spec = PoolSpec.infer((1, 1, n), k, stride, ((lo, hi),), dilation, ceil_mode, nd=1)
         starts = [
@@ -94,6 +95,7 @@ def test_pool_errors() -> None:
         (((1, 1, 5, 5), 6), "output would be empty"),
         (((1, 1, 5, 5), 0), "kernel_size=0 must be at least 1"),
         (((1, 1, 5, 5), 2, 0), "stride=0 must be at least 1"),
+        (((1, 1, 1, 5), 2, 1, 1, (2, 1)), "steps over all of its 1 pixels"),
         (((1, 1, 5, 5), 2, 2, -1), "padding=-1 must be at least 0"),
     ):
         with pytest.raises(ArgumentError, match=message):

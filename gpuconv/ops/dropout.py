@@ -30,8 +30,9 @@ class Dropout(Function):
         return gy if self.keep is None else self.masked(be, gy)
 
     def masked(self, be: Backend, a: Array) -> Array:
-        scale = 0.0 if self.p == 1 else 1 / (1 - self.p)
-        return be.xp.where(self.keep, a * scale, 0)
+        # where, not a product with 0: a dropped infinity is 0, not NaN. With p = 1 nothing is kept.
+        kept = a / (1 - self.p) if self.p < 1 else a
+        return be.xp.where(self.keep, kept, 0)
 
 
 def dropout(x: Any, p: float = 0.5, training: bool = True) -> Any:

@@ -30,8 +30,7 @@ class MaxPool(Function):
 
     def forward(self, be: Backend, x: Array) -> Array:
         check_dtypes(self.op, x=x)
-        self.spec = PoolSpec.infer(x.shape, *self.arguments)
-        _check_reach(self.op, self.spec)
+        self.spec = PoolSpec.infer(x.shape, *self.arguments, op=self.op)
         y, self.tap = be.max_pool(self.spec, x, taps=self.taps or self.needs[0])
         return y
 
@@ -108,7 +107,7 @@ class AvgPool(Function):
 
     def forward(self, be: Backend, x: Array) -> Array:
         check_dtypes(self.op, x=x)
-        self.spec = PoolSpec.infer(x.shape, *self.arguments)
+        self.spec = PoolSpec.infer(x.shape, *self.arguments, op=self.op)
         divisor: Any = self.divisor_override
         if divisor is None:
             divisor = window_sizes(self.spec, self.count_include_pad)
@@ -404,18 +403,6 @@ def _whole(x: Array) -> PoolSpec:
     return PoolSpec.infer(x.shape, x.shape[2:], nd=x.ndim - 2)
 
 
-def _check_reach(op: str, spec: PoolSpec) -> None:
-    """ArgumentError for a window none of whose taps meets the image: dilation can step over it."""
-    for axis in range(spec.nd):
-        n, d = spec.x_shape[2 + axis], spec.dilation[axis]
-        starts = range(-spec.padding[axis][0], 0, spec.stride[axis])[: spec.y_shape[2 + axis]]
-        if d > n and any(start % d >= n for start in starts):
-            raise ArgumentError(
-                f"{op}: dilation {d} on spatial axis {axis} steps over all of its {n} pixels, from "
-                f"a window that starts in the padding {spec.padding[axis]}; use less of either"
-            )
-
-
 def _max_unpool(
     nd: int, x: Any, indices: Any, kernel_size: Any, stride: Any, padding: Any, output_size: Any
 ) -> Any:
@@ -425,7 +412,7 @@ def _max_unpool(
     # A pooling of large planes, for its resolved arguments: those do not depend on the size.
     same = padding == "same"
     planes = (1, 1, *(1 << 40,) * nd)
-    spec = PoolSpec.infer(planes, kernel_size, stride, 0 if same else padding, nd=nd)
+    spec = PoolSpec.infer(planes, kernel_size, stride, 0 if same else padding, nd=nd, op=op)
     pooled = zip(shape[2:], spec.kernel, spec.stride, spec.padding, strict=True)
     usual = tuple(n * s if same else (n - 1) * s + k - lo - hi for n, k, s, (lo, hi) in pooled)
     out = usual

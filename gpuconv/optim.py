@@ -1,7 +1,7 @@
 """Optimizers and gradient clipping, with the arguments and the arithmetic of `torch.optim`.
 
-An optimizer takes parameters, or groups of them: a list of dicts, each with its "params" and whatever
-options it has of its own. `step` changes the parameters' arrays in place, as nothing else does; a
+An optimizer takes parameters, or groups of them: a list of dicts, each with its "params" and the
+options that are its own. `step` changes the parameters' arrays in place, as nothing else does; a
 parameter without a gradient is left alone. The options of each group are in `param_groups`, where
 schedules change them.
 """
@@ -26,9 +26,13 @@ class Optimizer:
         name = type(self).__name__
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
-        self.state: list[dict[str, Any]] = []  # one a parameter, in their order; empty until stepped
+        self.state: list[
+            dict[str, Any]
+        ] = []  # one a parameter, in their order; empty until stepped
         if isinstance(params, (Tensor, Mapping)):
-            raise ArgumentError(f"{name}: params is one {type(params).__name__}; pass a list of them")
+            raise ArgumentError(
+                f"{name}: params is one {type(params).__name__}; pass a list of them"
+            )
         given: list[Any] = list(params)
         if not given:
             raise ArgumentError(f"{name}: there are no parameters; pass model.parameters()")
@@ -51,14 +55,19 @@ class Optimizer:
         if not params:
             raise ArgumentError(f"{name}: group {number} has no parameters")
         for p in params:
-            if not isinstance(p, Tensor) or p.dtype.kind != "f" or p._node is not None:
+            if not isinstance(p, Tensor) or p.dtype.kind != "f":
                 raise ArgumentError(
-                    f"{name}: a parameter must be a floating-point Tensor made by the user, not "
-                    f"{'the result of an operation' if isinstance(p, Tensor) and p._node else p!r:.80}"
+                    f"{name}: a parameter must be a floating-point Tensor, not {p!r:.60}"
+                )
+            if p._node is not None:
+                raise ArgumentError(
+                    f"{name}: a tensor of shape {p.shape} is the result of an operation; "
+                    f"pass the parameters it was computed from"
                 )
             if id(p) in seen:
                 raise ArgumentError(
-                    f"{name}: a parameter of shape {p.shape} is given twice; list each once, in one group"
+                    f"{name}: a parameter of shape {p.shape} is given twice; list each once, "
+                    f"in one group"
                 )
             seen.add(id(p))
         options = {key: given.get(key, value) for key, value in self.defaults.items()}
@@ -104,7 +113,7 @@ class Optimizer:
                     self.update(backend_of(p.data, p.grad.data), p.data, p.grad.data, state, group)
 
     def update(self, be: Backend, w: Array, gw: Array, state: dict[str, Any], group: Any) -> None:
-        """One step of the parameter `w` with the gradient `gw`, keeping what is needed in `state`."""
+        """One step of the parameter `w` with its gradient; what is to be kept goes to `state`."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,7 +160,8 @@ class Optimizer:
         self.state = loaded
 
     def _load(self, p: Tensor, number: int, given: Mapping[str, Any]) -> dict[str, Any]:
-        be, state = backend_of(p.data), {}
+        be = backend_of(p.data)
+        state: dict[str, Any] = {}
         for key, value in given.items():
             if value is None:
                 continue  # torch's SGD without momentum
@@ -170,7 +180,7 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent, with momentum and Nesterov's variant of it; as torch.optim.SGD."""
+    """Stochastic gradient descent, also with momentum, also Nesterov's; as torch.optim.SGD."""
 
     arrays = ("momentum_buffer",)
 
@@ -333,7 +343,9 @@ def _array(be: Backend, w: Array, state: dict[str, Any], key: str) -> Array:
     return state[key]
 
 
-def clip_grad_norm_(params: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0) -> Tensor:
+def clip_grad_norm_(
+    params: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0
+) -> Tensor:
     """Scale all gradients together so that their norm is at most `max_norm`; the norm before that.
 
     The norm is that of all gradients as one vector, a Tensor of no axes in float64; `norm_type` is
@@ -342,7 +354,8 @@ def clip_grad_norm_(params: Tensor | Iterable[Tensor], max_norm: float, norm_typ
     """
     if not (max_norm >= 0 and norm_type > 0):
         raise ArgumentError(
-            f"clip_grad_norm_: max_norm={max_norm!r} must be at least 0, norm_type={norm_type!r} above 0"
+            f"clip_grad_norm_: max_norm={max_norm!r} must be at least 0, "
+            f"norm_type={norm_type!r} above 0"
         )
     params = _with_grad(params)
     be = backend_of(*(p.grad.data for p in params if p.grad is not None))
@@ -360,9 +373,9 @@ def clip_grad_norm_(params: Tensor | Iterable[Tensor], max_norm: float, norm_typ
             total = total + xp.asarray(powers.sum()).astype(xp.float64)
     if norm_type != math.inf:
         total = total ** (1.0 / norm_type)
-    scale = xp.minimum(max_norm / (total + 1e-6), 1.0)
+    scale = xp.asarray(xp.minimum(max_norm / (total + 1e-6), 1.0))
     for p in params:
-        p.grad = Tensor(p.grad.data * xp.asarray(scale).astype(p.grad.data.dtype))
+        p.grad = Tensor(xp.asarray(p.grad.data * scale.astype(p.grad.data.dtype)))
     return Tensor(xp.asarray(total))
 
 
@@ -371,8 +384,8 @@ def clip_grad_value_(params: Tensor | Iterable[Tensor], clip_value: float) -> No
     if not clip_value >= 0:
         raise ArgumentError(f"clip_grad_value_: clip_value={clip_value!r} must be at least 0")
     for p in _with_grad(params):
-        be = backend_of(p.grad.data)
-        p.grad = Tensor(be.xp.clip(p.grad.data, -float(clip_value), float(clip_value)))
+        xp = backend_of(p.grad.data).xp
+        p.grad = Tensor(xp.asarray(xp.clip(p.grad.data, -float(clip_value), float(clip_value))))
 
 
 def _with_grad(params: Tensor | Iterable[Tensor]) -> list[Any]:

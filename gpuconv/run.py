@@ -18,7 +18,7 @@ from gpuconv.data import transforms
 from gpuconv.errors import ArgumentError, FileError
 from gpuconv.files import write_atomically
 from gpuconv.random import manual_seed
-from gpuconv.train import CSVLogger, CurvePlot, History, ModelCheckpoint, Trainer
+from gpuconv.train import CSVLogger, CurvePlot, History, ModelCheckpoint, Trainer, checkpoint
 from gpuconv.weights import load
 
 EMBEDDED = "fashion-mnist-mini"
@@ -226,10 +226,7 @@ def trained(folder: Path, device: str) -> tuple[Config, Trainer]:
     """The config of a run and a Trainer around its best model, for evaluation and prediction."""
     config = Config.load(folder / "config.json")
     model = make_model(config)
-    weights = folder / "best" / "model.safetensors"
-    if not weights.exists():
-        raise FileError(f"{weights} does not exist: the run has no checkpoint yet; train it first")
-    load(weights, model)
+    load(checkpoint.find(folder / "best") / "model.safetensors", model)
     return config, Trainer(model, None, device=device, progress=False)
 
 

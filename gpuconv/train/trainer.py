@@ -1,0 +1,348 @@
+"""The `Trainer`: fits a model to batches, evaluates it and predicts with it."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpuconv import random
+from gpuconv.autograd import Tensor, no_grad
+from gpuconv.backends import is_array, to_device
+from gpuconv.errors import ArgumentError, FileError, TrainingError
+from gpuconv.files import StrPath
+from gpuconv.nn.module import Module
+from gpuconv.ops.loss import cross_entropy
+from gpuconv.optim import Optimizer, clip_grad_norm_
+from gpuconv.schedule import Schedule
+from gpuconv.train import checkpoint
+from gpuconv.train.callbacks import Callback
+from gpuconv.train.history import History
+from gpuconv.train.progress import Progress, check_show
+
+Loader = Iterable[tuple[Any, Any]]  # batches of images and labels
+
+
+@dataclass
+class Running:
+    """Sums over the epoch under way; Python numbers, which a checkpoint keeps to the last bit."""
+
+    batches: int = 0
+    images: int = 0
+    labels: int = 0  # that are classes: one an image, or one a pixel
+    loss: float = 0.0
+    correct: int = 0
+    lr: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, output: Tensor, labels: Tensor, loss: float) -> None:
+        y, t = output.data, labels.data
+        self.batches += 1
+        self.images += len(y)
+        self.loss += loss * len(y)
+        if t.dtype.kind in "iu" and y.ndim == t.ndim + 1:
+            self.labels += t.size
+            self.correct += int((y.argmax(axis=1) == t).sum())
+
+    def means(self) -> dict[str, float | None]:
+        """The loss an image, and the part of the labels predicted right (None if not classes)."""
+        accuracy = self.correct / self.labels if self.labels else None
+        return {"loss": self.loss / self.images, "accuracy": accuracy}
+
+
+class Trainer:
+    """Trains `model` by `optimizer` on the mean loss of batches.
+
+    `loss(output, labels)` takes Tensors and gives a Tensor of one number, a mean over the batch.
+    `schedule` is stepped after each batch or epoch, as it says. `device` moves the model and all
+    batches there; None leaves the model where it is. `clip_grad_norm` bounds the norm of all
+    gradients together. `progress` "auto" shows a bar on a terminal and a line an epoch elsewhere,
+    on standard error; True always a bar; False nothing. A trainer that only evaluates or predicts
+    needs no optimizer: None.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer | None,
+        loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        schedule: Schedule | None = None,
+        callbacks: Iterable[Callback] = (),
+        device: str | None = None,
+        clip_grad_norm: float | None = None,
+        progress: bool | str = "auto",
+    ) -> None:
+        if schedule is not None and schedule.optimizer is not optimizer:
+            raise ArgumentError(
+                "Trainer: the schedule is of another optimizer; make it with this one"
+            )
+        if clip_grad_norm is not None and not clip_grad_norm > 0:
+            raise ArgumentError(
+                f"Trainer: clip_grad_norm={clip_grad_norm!r} must be above 0, or None"
+            )
+        self.model = model if device is None else model.to(device)
+        self.optimizer, self.loss, self.schedule = optimizer, loss, schedule
+        self.callbacks = sorted(callbacks, key=lambda callback: callback.rank)
+        self.clip_grad_norm = clip_grad_norm
+        self.progress = check_show(progress)
+        self.train_loader: Loader = ()
+        self.valid_loader: Loader | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.epoch = 0  # epochs completed
+        self.step = 0  # batches trained on, in all epochs
+        self.history = History()
+        self.running = Running()
+
+    def stop(self, reason: str) -> None:
+        """End the training after this batch or epoch; `reason` goes to `history.stopped`."""
+        self.history.stopped = self.history.stopped or reason
+
+    # Training.
+
+    def fit(
+        self,
+        train_loader: Loader,
+        valid_loader: Loader | None = None,
+        epochs: int = 1,
+        resume: StrPath | None = None,
+    ) -> History:
+        """Train until `epochs` epochs are done, and return what was measured.
+
+        A loader gives batches (images, labels) each time it is iterated over: a `DataLoader`, or a
+        list. `resume` is the folder of a checkpoint, or the run folder that its `last` is in:
+        training goes on from there as if it had never been interrupted, bit for bit, if model,
+        optimizer, schedule, callbacks and loaders were made by the same code. FileError if there is
+        none, it is damaged or of another run. TrainingError if the loss is not finite, before the
+        weights are changed by it.
+        """
+        if self.optimizer is None:
+            raise ArgumentError("Trainer.fit: there is no optimizer; give the Trainer one")
+        if not isinstance(epochs, int) or epochs < 1:
+            raise ArgumentError(f"Trainer.fit: epochs={epochs!r} must be an int of at least 1")
+        self.train_loader, self.valid_loader = train_loader, valid_loader
+        self._begin()
+        for callback in self.callbacks:
+            callback.reset()
+        if resume is not None:
+            self._resume(Path(resume))
+        self._call("on_train_begin")
+        try:
+            with Progress(self.progress, epochs) as shown:
+                while self.epoch < epochs and not self.history.stopped:
+                    self._train_epoch(shown)
+        except TrainingError as error:
+            if not any(callback.on_failure(self, error) for callback in self.callbacks):
+                raise
+            self.stop(str(error))
+        self._call("on_train_end")
+        return self.history
+
+    def _train_epoch(self, shown: Progress) -> None:
+        running = self.running
+        length = len(self.train_loader) if isinstance(self.train_loader, Sized) else None
+        shown.epoch_begin(self.epoch + 1, running.batches, length)
+        self.model.train()
+        self._call("on_epoch_begin")
+        began = time.perf_counter() - running.seconds
+        for images, labels in self._remaining_batches():
+            self._train_batch(images, labels)
+            running.seconds = time.perf_counter() - began
+            self._call("on_batch_end")
+            shown.batch_end(running.loss / running.images)
+            if self.history.stopped:
+                return
+        if not running.images:
+            raise ArgumentError(
+                f"Trainer.fit: the train_loader has no batch in epoch {self.epoch + 1}; pass a "
+                f"DataLoader or a list, which can be iterated over again"
+            )
+        train = running.means()
+        valid = self.evaluate(self.valid_loader) if self.valid_loader is not None else {}
+        row = {
+            "epoch": self.epoch + 1,
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+            "valid_loss": valid.get("loss"),
+            "valid_accuracy": valid.get("accuracy"),
+            "lr": running.lr,
+            "seconds": time.perf_counter() - began,
+        }
+        self.epoch += 1
+        self.history.rows.append(row)
+        self.running = Running()
+        if self.schedule is not None:
+            self.schedule.epoch_end(row)
+        shown.epoch_end(row)
+        self._call("on_epoch_end")
+
+    def _train_batch(self, images: Any, labels: Any) -> None:
+        assert self.optimizer is not None
+        x, t = self._tensor(images), self._tensor(labels)
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.zero_grad()
+        output = self.model(x)
+        loss = self.loss(output, t)
+        value = float(loss.item())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"epoch {self.epoch + 1}, step {self.step + 1}: the loss is {value} at a learning "
+                f"rate of {lr:.4g}; lower it (to {lr / 10:.2g}, say), or clip the gradients with "
+                f"clip_grad_norm=1.0"
+            )
+        loss.backward()
+        if self.clip_grad_norm is not None:
+            clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+        self.optimizer.step()
+        self.running.add(output, t, value)
+        self.running.lr = lr
+        self.step += 1
+        if self.schedule is not None:
+            self.schedule.batch_end()
+
+    def _remaining_batches(self) -> Iterator[tuple[Any, Any]]:
+        """The batches of the epoch that were not trained on yet."""
+        if hasattr(self.train_loader, "load_state_dict"):
+            return iter(self.train_loader)  # it knows its position
+        return islice(self.train_loader, self.running.batches, None)
+
+    def _tensor(self, array: Any) -> Tensor:
+        if isinstance(array, Tensor):
+            array = array.data
+        return Tensor(to_device(array, self._device()))
+
+    def _device(self) -> str:
+        for _, held in self.model.named_state():
+            return held.device
+        return "cpu"
+
+    def _call(self, event: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self)
+
+    # Using the model.
+
+    def evaluate(self, loader: Loader) -> dict[str, float | None]:
+        """{"loss", "accuracy"} of the model in evaluation mode, means over all images of `loader`.
+
+        Accuracy is None where the labels are not classes.
+        """
+        running = Running()
+        for images, labels in loader:
+            t = self._tensor(labels)
+            output = self._infer(images)
+            with no_grad():
+                running.add(output, t, float(self.loss(output, t).item()))
+        if not running.images:
+            raise ArgumentError("Trainer.evaluate: the loader has no batch; check its dataset")
+        return running.means()
+
+    def predict(self, images: Any, batch_size: int = 256) -> np.ndarray:
+        """The model's output (N, ...) in evaluation mode, on the host, for an array or a loader.
+
+        For a classifier these are logits; `gpuconv.softmax(logits, 1)` makes probabilities of them.
+        Of a loader's batches the images are used, in the loader's order.
+        """
+        if batch_size < 1:
+            raise ArgumentError(f"Trainer.predict: batch_size={batch_size!r} must be at least 1")
+        if isinstance(images, Tensor) or is_array(images):
+            # One batch even of no images: its output has the right shape.
+            starts = range(0, max(len(images), 1), batch_size)
+            batches: Iterable[Any] = (images[i : i + batch_size] for i in starts)
+        else:
+            batches = (batch[0] for batch in images)
+        outputs = [self._infer(batch).numpy() for batch in batches]
+        if not outputs:
+            raise ArgumentError("Trainer.predict: the loader has no batch; check its dataset")
+        return np.concatenate(outputs)
+
+    def _infer(self, images: Any) -> Tensor:
+        """The output for one batch; the model's mode is the same afterwards."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with no_grad():
+                return self.model(self._tensor(images))
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    # Checkpoints.
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `fit` needs to go on, for `checkpoint.save`; arrays are the ones in use."""
+        assert self.optimizer is not None
+        return {
+            "classes": self._classes(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "running": asdict(self.running),
+            "history": self.history.rows,
+            "random": random.get_state(),
+            "train_loader": _position(self.train_loader),
+            "valid_loader": _position(self.valid_loader),
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "callbacks": {name: c.state_dict() for name, c in self._named_callbacks()},
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave; ArgumentError if it is of another run."""
+        assert self.optimizer is not None
+        mine = self.state_dict()
+        missing = sorted(mine.keys() - state.keys())
+        if missing:
+            raise ArgumentError(f"the state lacks {', '.join(missing)}")
+        for part, name in self._classes().items():
+            if state["classes"].get(part) != name:
+                raise ArgumentError(
+                    f"its {part} is {state['classes'].get(part)}, that of this run {name}; resume "
+                    f"with the same {part}"
+                )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        for name in ("train_loader", "valid_loader"):
+            loader, position = getattr(self, name), state[name]
+            if position is not None and hasattr(loader, "load_state_dict"):
+                loader.load_state_dict(position)
+        for name, callback in self._named_callbacks():
+            if name in state["callbacks"]:
+                callback.load_state_dict(state["callbacks"][name])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.running = Running(**state["running"])
+        self.history = History()
+        self.history.rows = list(state["history"])
+        random.set_state(state["random"])
+
+    def _resume(self, folder: Path) -> None:
+        state = checkpoint.load(folder)
+        try:
+            self.load_state_dict(state)
+        except ArgumentError as error:
+            raise FileError(
+                f"{checkpoint.find(folder)}: is a checkpoint of another run: {error.message}"
+            ) from error
+
+    def _classes(self) -> dict[str, str | None]:
+        parts = {"optimizer": self.optimizer, "schedule": self.schedule}
+        return {k: None if part is None else type(part).__name__ for k, part in parts.items()}
+
+    def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
+        """Callbacks under names that stay the same when one of another class is added."""
+        counts: dict[str, int] = {}
+        for callback in self.callbacks:
+            name = type(callback).__name__
+            counts[name] = counts.get(name, 0) + 1
+            yield f"{name}.{counts[name]}", callback
+
+
+def _position(loader: Any) -> Any:
+    return loader.state_dict() if hasattr(loader, "state_dict") else None

@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint format clean
 
+# One BLAS thread: on layers this small a second one gains little, and loses much on a busy machine.
 demo: $(VENV)/installed
-	$(BIN)/gpuconv train --out runs/demo --overwrite
+	OPENBLAS_NUM_THREADS=1 $(BIN)/gpuconv train --out runs/demo --overwrite
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto

@@ -213,7 +213,7 @@ def prepare(folder: Path, overwrite: bool) -> None:
             f"{folder} is not empty; go on with --resume {folder}, start over with --overwrite, "
             f"or choose another folder with --out"
         )
-    foreign = held - _RUN_FILES
+    foreign = {n for n in held - _RUN_FILES if not (n[0] == "." and n.endswith(".partial"))}
     if foreign:
         raise ArgumentError(
             f"{folder} holds {sorted(foreign)[0]!r}, which no run made; choose another with --out"

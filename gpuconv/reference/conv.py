@@ -46,59 +46,50 @@ class Conv:
 
     def conv(self, spec: ConvSpec, x: Array, w: Array, b: Array | None = None) -> Array:
         """y (N, K, *out) of x (N, C, *in), w (K, C/groups, *kernel) and b (K,) or None."""
-        xp, g = self.xp, spec.groups
+        g = spec.groups
         y = self.empty_like_format(x, spec.y_shape, x.dtype)
         windows = self._windows(spec, self.pad(x, spec.padding, spec.padding_mode))
-        w_rows = xp.ascontiguousarray(w).reshape(1, g, w.shape[0] // g, -1)
-        for n, *out in self._tiles(spec, x.itemsize):
-            cols = self._columns(windows, spec, n, out)
-            tile = xp.matmul(w_rows, cols)
+        w_rows = w.reshape(g, w.shape[0] // g, -1)
+        for tile in self._tiles(spec, x.itemsize):
+            rows = self.xp.matmul(w_rows, self._columns(windows, spec, tile))
             if b is not None:
-                tile += b.reshape(1, g, -1, 1)
-            view = y[(n, slice(None), *out)]
-            view[...] = tile.reshape(view.shape)
+                rows += b.reshape(g, -1, 1)
+            place = y.swapaxes(0, 1)[(slice(None), *tile)]
+            place[...] = rows.reshape(place.shape)
         return y
 
     def conv_grad_input(self, spec: ConvSpec, gy: Array, w: Array) -> Array:
         """gx (N, C, *in) of gy (N, K, *out) and w; also the forward pass of a transposed one."""
-        xp, g, nd = self.xp, spec.groups, spec.nd
-        padded = (*spec.x_shape[:2], *spec.padded)
-        gx = self.empty_like_format(gy, padded, gy.dtype)
+        gx = self.empty_like_format(gy, (*spec.x_shape[:2], *spec.padded), gy.dtype)
         gx[...] = 0
-        w_cols = xp.ascontiguousarray(w.reshape(g, w.shape[0] // g, -1).transpose(0, 2, 1)).reshape(
-            1, g, -1, w.shape[0] // g
-        )
-        for n, *out in self._tiles(spec, gy.itemsize):
-            gy_tile = gy[(n, slice(None), *out)]
-            size = gy_tile.shape
-            gy_rows = gy_tile.reshape(size[0], g, size[1] // g, prod(size[2:]))
-            cols = xp.matmul(w_cols, gy_rows)
-            cols = cols.reshape(size[0], spec.x_shape[1], *spec.kernel, *size[2:])
+        w_columns = w.reshape(spec.groups, w.shape[0] // spec.groups, -1).swapaxes(1, 2)
+        for tile in self._tiles(spec, gy.itemsize):
+            size = [s.stop - s.start for s in tile]
+            columns = self.xp.matmul(w_columns, self._rows(gy, spec, tile))
+            columns = columns.reshape(spec.x_shape[1], *spec.kernel, *size)
             for tap in product(*map(range, spec.kernel)):
-                where = tuple(
+                pixels = [
                     slice(
-                        out[a].start * spec.stride[a] + tap[a] * spec.dilation[a],
-                        (out[a].stop - 1) * spec.stride[a] + tap[a] * spec.dilation[a] + 1,
-                        spec.stride[a],
+                        out.start * stride + t * dilation,
+                        (out.stop - 1) * stride + t * dilation + 1,
+                        stride,
                     )
-                    for a in range(nd)
-                )
-                gx[(n, slice(None), *where)] += cols[(slice(None), slice(None), *tap)]
+                    for out, stride, t, dilation in zip(
+                        tile[1:], spec.stride, tap, spec.dilation, strict=True
+                    )
+                ]
+                place = gx.swapaxes(0, 1)[(slice(None), tile[0], *pixels)]
+                place += columns[(slice(None), *tap)]
         return self.pad_grad(gx, spec.padding, spec.padding_mode)
 
     def conv_grad_weight(self, spec: ConvSpec, gy: Array, x: Array) -> Array:
         """gw (K, C/groups, *kernel) of gy (N, K, *out) and x; tiles summed in a fixed order."""
-        xp, g = self.xp, spec.groups
-        k = spec.w_shape[0]
-        gw = xp.zeros((g, k // g, prod(spec.w_shape[1:])), dtype=x.dtype)
+        g, k = spec.groups, spec.w_shape[0]
+        gw = self.xp.zeros((g, k // g, prod(spec.w_shape[1:])), dtype=x.dtype)
         windows = self._windows(spec, self.pad(x, spec.padding, spec.padding_mode))
-        for n, *out in self._tiles(spec, x.itemsize):
-            cols = self._columns(windows, spec, n, out)
-            gy_tile = gy[(n, slice(None), *out)]
-            gy_rows = gy_tile.reshape(cols.shape[0], g, k // g, cols.shape[3])
-            # One product an image: the sum over the images follows, so that gw stays small.
-            for image in range(cols.shape[0]):
-                gw += xp.matmul(gy_rows[image], cols[image].transpose(0, 2, 1))
+        for tile in self._tiles(spec, x.itemsize):
+            columns = self._columns(windows, spec, tile)
+            gw += self.xp.matmul(self._rows(gy, spec, tile), columns.swapaxes(1, 2))
         return gw.reshape(spec.w_shape)
 
     def pad(self, x: Array, pads: Pads, mode: str = "zeros", value: float = 0.0) -> Array:
@@ -150,23 +141,28 @@ class Conv:
         return y.transpose(0, len(shape) - 1, *range(1, len(shape) - 1))
 
     def _windows(self, spec: ConvSpec, x: Array) -> Array:
-        """The view (N, C, *kernel, *out) of the padded input: no copy."""
+        """The view (C, *kernel, N, *out) of the padded input: no copy."""
         steps = x.strides[2:]
         return self.xp.lib.stride_tricks.as_strided(
             x,
-            (*x.shape[:2], *spec.kernel, *spec.y_shape[2:]),
+            (x.shape[1], *spec.kernel, x.shape[0], *spec.y_shape[2:]),
             (
-                *x.strides[:2],
+                x.strides[1],
                 *(step * d for step, d in zip(steps, spec.dilation, strict=True)),
+                x.strides[0],
                 *(step * s for step, s in zip(steps, spec.stride, strict=True)),
             ),
         )
 
-    def _columns(self, windows: Array, spec: ConvSpec, n: slice, out: list[slice]) -> Array:
-        """The tile's windows as (n, groups, C/groups * kernel, pixels)."""
-        tile = windows[(n, *(slice(None),) * (1 + spec.nd), *out)]
-        size = tile.shape
-        return tile.reshape(size[0], spec.groups, prod(spec.w_shape[1:]), prod(size[2 + spec.nd :]))
+    def _columns(self, windows: Array, spec: ConvSpec, tile: tuple[slice, ...]) -> Array:
+        """The tile's windows as (groups, C/groups * kernel, images * pixels): a copy."""
+        part = windows[(*(slice(None),) * (1 + spec.nd), *tile)]
+        return part.reshape(spec.groups, prod(spec.w_shape[1:]), -1)
+
+    def _rows(self, gy: Array, spec: ConvSpec, tile: tuple[slice, ...]) -> Array:
+        """The tile of gy as (groups, K/groups, images * pixels): a copy."""
+        part = gy.swapaxes(0, 1)[(slice(None), *tile)]
+        return part.reshape(spec.groups, spec.w_shape[0] // spec.groups, -1)
 
     def _tiles(self, spec: ConvSpec, itemsize: int) -> Iterator[tuple[slice, ...]]:
         column = spec.x_shape[1] * prod(spec.kernel) * itemsize

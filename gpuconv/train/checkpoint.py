@@ -21,7 +21,7 @@ import numpy as np
 from gpuconv import weights
 from gpuconv.backends import is_array
 from gpuconv.errors import ArgumentError, FileError
-from gpuconv.files import StrPath, _sync_folder, read_bytes, write_atomically
+from gpuconv.files import StrPath, sync_folder, read_bytes, write_atomically
 
 FORMAT = 1
 STATE = "state.json"
@@ -54,7 +54,7 @@ def save(folder: StrPath, state: Mapping[str, Any]) -> None:
             _remove(old)  # only now: without a `folder` this is the one good checkpoint
             os.rename(folder, old)
         os.rename(new, folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
         _remove(old)
     except FileError as error:
         shutil.rmtree(new, ignore_errors=True)

@@ -1,0 +1,123 @@
+"""The models: what they are made of, what they take, and that they learn real images."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuconv as gc
+from gpuconv import data, models, nn, ops, optim
+from gpuconv.errors import ArgumentError
+from gpuconv.nn.summary import summary
+
+
+def test_names_and_create() -> None:
+    assert models.NAMES == ("lenet5", "simple_cnn")
+    for name in models.NAMES:
+        model = models.create(name, num_classes=7, in_channels=3)
+        assert isinstance(model, nn.Module)
+        assert model(np.zeros((2, 3, 28, 28), np.float32)).shape == (2, 7)
+    with pytest.raises(ArgumentError, match="model 'resnet' is unknown; use one of lenet5, simple"):
+        models.create("resnet")
+
+
+def test_lenet5_has_the_parameters_of_the_paper_as_it_is_built_today() -> None:
+    model = models.lenet5()
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    assert shapes == {
+        "conv1.weight": (6, 1, 5, 5),
+        "conv1.bias": (6,),
+        "conv2.weight": (16, 6, 5, 5),
+        "conv2.bias": (16,),
+        "fc1.weight": (120, 400),
+        "fc1.bias": (120,),
+        "fc2.weight": (84, 120),
+        "fc2.bias": (84,),
+        "fc3.weight": (10, 84),
+        "fc3.bias": (10,),
+    }
+    assert sum(p.size for p in model.parameters()) == 61_706
+    assert models.lenet5(image_size=32)(np.zeros((1, 1, 32, 32), np.float32)).shape == (1, 10)
+    kinds = {type(m) for m in models.lenet5(classic=True).modules()}
+    assert {nn.Tanh, nn.AvgPool2d} <= kinds
+    assert not {nn.ReLU, nn.MaxPool2d} & kinds
+
+
+@pytest.mark.parametrize("classic", [False, True])
+def test_lenet5_agrees_with_torch(classic: bool, rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch", reason="torch is the oracle of this test")
+    t = torch.nn
+    act, pool = (t.Tanh, t.AvgPool2d) if classic else (t.ReLU, t.MaxPool2d)
+    peer = t.Sequential(
+        *(t.Conv2d(1, 6, 5, padding=2), act(), pool(2), t.Conv2d(6, 16, 5), act(), pool(2)),
+        *(t.Flatten(), t.Linear(400, 120), act(), t.Linear(120, 84), act(), t.Linear(84, 10)),
+    ).double()
+    model = models.lenet5(classic=classic).double()
+    names = list(model.state_dict())
+    model.load_state_dict(dict(zip(names, peer.state_dict().values(), strict=True)))
+    x, labels = rng.standard_normal((3, 1, 28, 28)), np.array([1, 5, 9])
+    loss = ops.cross_entropy(model(gc.tensor(x)), gc.tensor(labels))
+    loss_peer = t.functional.cross_entropy(peer(torch.tensor(x)), torch.tensor(labels))
+    assert loss.item() == pytest.approx(loss_peer.item(), rel=1e-9)
+    loss.backward()
+    loss_peer.backward()
+    for p, q in zip(model.parameters(), peer.parameters(), strict=True):
+        assert p.grad is not None
+        g, h = p.grad.numpy(), q.grad.numpy()
+        assert np.abs(g - h).max() <= 1e-9 * np.abs(h).max()
+
+
+def test_simple_cnn_is_what_its_docstring_says() -> None:
+    table = summary(models.simple_cnn(), (1, 28, 28))
+    assert table.totals.parameters == 61_050
+    assert 2.2e6 < table.totals.macs < 2.3e6
+    assert len([r for r in table.rows if r.type == "Conv2d"]) == 4
+    for size in (8, 9, 32, 57):
+        assert models.simple_cnn()(np.zeros((2, 1, size, size), np.float32)).shape == (2, 10)
+    assert summary(models.simple_cnn(5, 3, width=4), (3, 32, 40)).rows[-1].output_shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: models.lenet5(image_size=64), "lenet5: image_size=64 must be 28 or 32; resize"),
+        (lambda: models.simple_cnn(width=0), "simple_cnn: width=0 must be at least 1"),
+        (lambda: models.simple_cnn(num_classes=0), "Linear: out_features=0 must be at least 1"),
+        (
+            lambda: models.simple_cnn().eval()(np.zeros((1, 1, 4, 4), np.float32)),
+            r"^block3.pool \(MaxPool2d.*the output would be empty",
+        ),
+        (
+            lambda: models.lenet5()(np.zeros((1, 1, 32, 32), np.float32)),
+            r"^fc1 \(Linear\(400, 120, bias=True\)\): linear: the input \(1, 576\) has 576",
+        ),
+        (
+            lambda: models.simple_cnn()(np.zeros((1, 3, 32, 32), np.float32)),
+            r"^block1.conv \(Conv2d\(1, 16.*\): conv2d: the input \(1, 3, 32, 32\) has 3 channels",
+        ),
+    ],
+)
+def test_errors_name_the_layer(call: Any, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_models_learn_real_images(name: str) -> None:
+    """128 images almost by heart in 25 steps: layers, tape and optimizer together."""
+    images, labels = data.fashion_mnist_mini("train")[:128]
+    x = gc.tensor(((images / 255 - 0.29) / 0.35).astype(np.float32))
+    y = gc.tensor(labels)
+    model = models.create(name)
+    optimizer = optim.Adam(model.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(25):
+        model.zero_grad()
+        loss = ops.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(np.log(10), abs=0.5)
+    assert losses[-1] < 0.5 * losses[0]
+    counts = [b.item() for n, b in model.named_buffers() if n.endswith("num_batches_tracked")]
+    assert counts == ([25] * 4 if name == "simple_cnn" else [])

@@ -41,7 +41,7 @@ class Config:
     model: str = "simple_cnn"
     epochs: int = 12
     batch_size: int = 64
-    lr: float = 5e-3
+    lr: float = 1e-2
     weight_decay: float = 0.05
     augment: bool = True
     seed: int = 0
@@ -153,7 +153,7 @@ def loader(config: Config, dataset: data.Dataset, training: bool) -> data.DataLo
     """Batches of `dataset`: shuffled and augmented in training, in order otherwise."""
     steps: list[transforms.Transform] = []
     if training and config.augment:
-        steps += [transforms.RandomHorizontalFlip(), transforms.RandomCrop(config.image_size, 2)]
+        steps += [transforms.RandomHorizontalFlip(), transforms.RandomCrop(config.image_size, 1)]
     steps += [transforms.ToFloat(), transforms.Normalize(config.mean, config.std)]
     return data.DataLoader(
         dataset,

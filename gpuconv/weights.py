@@ -39,6 +39,8 @@ def save(
             f"save: a {type(model).__name__} is neither a Module nor a dict of names to arrays"
         )
     arrays = {_text("name", name): _on_host(name, value) for name, value in values.items()}
+    if "__metadata__" in arrays:
+        raise ArgumentError("save: the name '__metadata__' belongs to the format; use another")
     notes = {_text("metadata", k): _text("metadata", v) for k, v in (metadata or {}).items()}
     try:
         data = pack(arrays, notes or None)

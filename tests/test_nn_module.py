@@ -18,7 +18,7 @@ class Scaled(nn.Module):
     def __init__(self) -> None:
         self.scale = nn.Parameter(np.ones(3, np.float32))
         self.blocks = [nn.Linear(3, 3), nn.Linear(3, 3, bias=False)]
-        self.pair = (nn.Identity(), nn.Linear(3, 2))
+        self.pair = (nn.Identity(), [nn.Linear(3, 2)])
         self.steps = nn.Buffer(np.zeros((), np.int64))
         self.nothing = None
         self.number = 3
@@ -26,7 +26,7 @@ class Scaled(nn.Module):
     def forward(self, x: Any) -> Any:
         for block in self.blocks:
             x = block(x) * self.scale
-        return self.pair[1](x)
+        return self.pair[1][0](x)
 
 
 def small() -> nn.Sequential:
@@ -42,12 +42,18 @@ def test_parameters_are_found_in_attributes_and_lists() -> None:
         "blocks.0.weight",
         "blocks.0.bias",
         "blocks.1.weight",
-        "pair.1.weight",
-        "pair.1.bias",
+        "pair.1.0.weight",
+        "pair.1.0.bias",
     ]
     assert [n for n, _ in model.named_buffers()] == ["steps"]
-    assert [n for n, _ in model.named_modules()] == ["", "blocks.0", "blocks.1", "pair.0", "pair.1"]
-    assert [n for n, _ in model.named_children()] == ["blocks.0", "blocks.1", "pair.0", "pair.1"]
+    assert [n for n, _ in model.named_modules()] == [
+        "",
+        "blocks.0",
+        "blocks.1",
+        "pair.0",
+        "pair.1.0",
+    ]
+    assert [n for n, _ in model.named_children()] == ["blocks.0", "blocks.1", "pair.0", "pair.1.0"]
     assert len(list(model.parameters())) == 6
     assert len(list(model.buffers())) == 1
     assert model(gc.tensor(np.ones((2, 3), np.float32))).shape == (2, 2)

@@ -140,6 +140,7 @@ def test_a_dtype_that_is_no_float() -> None:
         ([nn.Flatten(), nn.Linear(256, 2)], (16, 16)),
         ([nn.Linear(16, 2)], (16, 16)),
         ([nn.Unflatten(1, (1, 1)), nn.Flatten(1, 2), nn.Conv2d(1, 1, 3)], (3, 3)),
+        ([nn.Flatten(2), nn.Conv1d(1, 1, 3)], (16, 16)),
         ([nn.Flatten(2), nn.Unflatten(2, (16, 16))], (16, 16)),
     ],
     ids=lambda v: "-".join(map(repr, v)) if isinstance(v, list) else "",

@@ -109,6 +109,7 @@ def test_metadata(tmp_path: Path) -> None:
     [
         (3, None, ArgumentError, "a int is neither a Module nor a dict"),
         ({1: np.zeros(1)}, None, ArgumentError, "name 1 must be text"),
+        ({"__metadata__": np.zeros(1)}, None, ArgumentError, "name '__metadata__' belongs to"),
         ({"a": np.zeros(1)}, {"k": 1}, ArgumentError, "metadata 1 must be text"),
         ({"a": np.zeros(1, complex)}, None, DtypeError, "'a' is complex128; convert"),
         ({"a": np.array([None])}, None, DtypeError, "'a' is object; convert"),

@@ -10,7 +10,7 @@ from typing import Any
 from gpuconv import ops
 from gpuconv.errors import ArgumentError
 from gpuconv.nn import init
-from gpuconv.nn.module import Module, Parameter
+from gpuconv.nn.module import Module, Parameter, short
 from gpuconv.shapes import ConvSpec, IntOrInts, Padding, ints
 
 # Sizes of an input so large that a specification can only fail for the layer's own arguments.
@@ -68,7 +68,7 @@ class _Conv(Module):
             init.uniform_(self.bias, -bound, bound)
 
     def extra_repr(self) -> str:
-        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={_short(self.kernel_size)}"]
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={short(self.kernel_size)}"]
         for name, usual in (
             ("stride", 1),
             ("padding", 0),
@@ -77,7 +77,7 @@ class _Conv(Module):
             ("groups", 1),
             ("padding_mode", "zeros"),
         ):
-            value = _short(getattr(self, name, usual))
+            value = short(getattr(self, name, usual))
             if value != usual:
                 parts.append(f"{name}={value!r}")
         return ", ".join(parts) + ("" if self.bias is not None else ", bias=False")
@@ -244,8 +244,3 @@ class ConvTranspose3d(_TransposedConv):
 
     def forward(self, x: Any, output_size: IntOrInts | None = None) -> Any:
         return ops.conv_transpose3d(x, self.weight, self.bias, *self._arguments(x, output_size))
-
-
-def _short(value: Any) -> Any:
-    """One number for a tuple of equal ones."""
-    return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value

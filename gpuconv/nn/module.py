@@ -123,12 +123,7 @@ class Module:
     def _own(self, kind: type) -> Iterator[tuple[str, Any]]:
         """Attributes of a kind, and those in lists and tuples as "name.0", "name.1", ..."""
         for name, value in vars(self).items():
-            if isinstance(value, kind):
-                yield name, value
-            elif isinstance(value, (list, tuple)):
-                for i, item in enumerate(value):
-                    if isinstance(item, kind):
-                        yield f"{name}.{i}", item
+            yield from _found(kind, name, value)
 
     def _walk(self, prefix: str, seen: set[int] | None) -> Iterator[tuple[str, "Module"]]:
         if seen is not None:
@@ -258,6 +253,19 @@ class HookHandle:
     def remove(self) -> None:
         """Take the hook off; a second call does nothing."""
         self._hooks.pop(self.number, None)
+
+
+def short(value: Any) -> Any:
+    """One number for a tuple of equal ones, as `repr` shows sizes."""
+    return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
+
+
+def _found(kind: type, name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, kind):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _found(kind, f"{name}.{i}", item)
 
 
 def _join(prefix: str, name: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpuconv import ops
-from gpuconv.nn.module import Module
+from gpuconv.nn.module import Module, short
 from gpuconv.shapes import IntOrInts, Padding, PoolSpec, ints
 
 # An input so large that a specification can only fail for the layer's own arguments.
@@ -37,9 +37,9 @@ class _Window(Module):
         return self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
 
     def extra_repr(self) -> str:
-        parts = [f"kernel_size={_short(self.kernel_size)}", f"stride={_short(self.stride)}"]
+        parts = [f"kernel_size={short(self.kernel_size)}", f"stride={short(self.stride)}"]
         parts += [f"padding={self.padding!r}"] if self.padding != 0 else []
-        parts += [f"dilation={_short(self.dilation)}"] if set(self.dilation) != {1} else []
+        parts += [f"dilation={short(self.dilation)}"] if set(self.dilation) != {1} else []
         return ", ".join(parts + (["ceil_mode=True"] if self.ceil_mode else []))
 
 
@@ -141,7 +141,7 @@ class _Adaptive(Module):
         self.output_size = tuple(given)
 
     def extra_repr(self) -> str:
-        return f"output_size={_short(self.output_size)}"
+        return f"output_size={short(self.output_size)}"
 
 
 class AdaptiveAvgPool1d(_Adaptive):
@@ -244,8 +244,3 @@ class MaxUnpool3d(_MaxUnpool):
 
     def forward(self, x: Any, indices: Any, output_size: Sequence[int] | None = None) -> Any:
         return ops.max_unpool3d(x, indices, *self._place(output_size))
-
-
-def _short(value: Any) -> Any:
-    """One number for a tuple of equal ones."""
-    return value[0] if len(set(value)) == 1 else value

@@ -89,6 +89,8 @@ class ReceptiveFields:
         windows = _windows(node)
         if not windows:
             return fields
+        if len(windows) != len(fields):  # reshaped to another number of axes before
+            return self._whole(fields)
         grown = tuple(
             (size + (w.taps - 1) * jump, jump * w.scale)
             for (size, jump), w in zip(fields, windows, strict=True)

@@ -215,6 +215,8 @@ def _left_as_it_was(model: Module) -> Iterator[None]:
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, (list, tuple)):
         return [t for item in value for t in _tensors(item)]
     return []

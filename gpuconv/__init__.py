@@ -1,8 +1,8 @@
 """gpuconv: convolutional neural networks whose kernels are written in Python.
 
-`gpuconv.conv2d(x, w)` and its kin take plain arrays or Tensors; `gpuconv.nn` has the layers, `optim`,
-`schedule`, `data` and `train` what trains them, `models` some models. Importing this imports NumPy,
-and neither Numba nor CuPy.
+`gpuconv.conv2d(x, w)` and its kin take plain arrays or Tensors; `gpuconv.nn` has the layers,
+`optim`, `schedule`, `data` and `train` what trains them, `models` some models. Importing this
+imports NumPy, and neither Numba nor CuPy.
 """
 
 from gpuconv import (
@@ -19,6 +19,7 @@ from gpuconv import (
 from gpuconv.autograd import (
     Function as Function,
     Tensor as Tensor,
+    enable_grad as enable_grad,
     no_grad as no_grad,
     tensor as tensor,
 )

@@ -42,6 +42,16 @@ def no_grad() -> Iterator[None]:
         _recording.reset(token)
 
 
+@contextmanager
+def enable_grad() -> Iterator[None]:
+    """Inside this block operations are recorded, also within `no_grad()`."""
+    token = _recording.set(True)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
 class Function:
     """One differentiable operation: derive, and write `forward` and `backward` side by side.
 

@@ -1,7 +1,7 @@
 """The program `gpuconv`: train | eval | predict | summary | doctor.
 
-Results go to standard output, progress and errors to standard error. A problem the user can mend is one
-line there and exit status 1; a wrong command line is status 2.
+Results go to standard output, progress and errors to standard error. A problem the user can mend is
+one line there and exit status 1; a wrong command line is status 2.
 """
 
 import functools
@@ -103,39 +103,40 @@ def train(
             name
             for name in context.params
             if name not in ("resume", "compute")
-            and context.get_parameter_source(name).name == "COMMANDLINE"
+            and str(context.get_parameter_source(name)).endswith("COMMANDLINE")
         )
         if given:
             raise ArgumentError(
                 f"--resume goes on as the run was configured; leave out "
                 f"{', '.join('--' + name.replace('_', '-') for name in given)}"
             )
-        folder, config = resume, Config.load(resume / "config.json")
-    else:
-        config = Config(
-            data,
-            model,
-            epochs,
-            batch_size,
-            lr,
-            weight_decay,
-            augment,
-            seed,
-            (image_size, image_size),
-            limit,
-        )
-        folder = out or Path("runs") / f"{model}-{Path(data).name}"
-        runs.prepare(folder, overwrite)
-    with block:
-        try:
-            history = runs.train(config, folder, device, resume=resume is not None)
-        except KeyboardInterrupt:
-            print(f"\nstopped; go on with: gpuconv train --resume {folder}", file=sys.stderr)
-            raise typer.Exit(130) from None
-    best = history.best("valid_accuracy")
+    folder = resume or out or Path("runs") / f"{model}-{Path(data).name}"
+    try:
+        with block:
+            if resume is not None:
+                history = runs.resume(folder, device)
+            else:
+                config = Config(
+                    data=data,
+                    model=model,
+                    epochs=epochs,
+                    batch_size=batch_size,
+                    lr=lr,
+                    weight_decay=weight_decay,
+                    augment=augment,
+                    seed=seed,
+                    image_size=(image_size, image_size),
+                    limit=limit,
+                )
+                history = runs.start(config, folder, device, overwrite)
+    except KeyboardInterrupt:
+        print(f"\nstopped; go on with: gpuconv train --resume {folder}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    last, best = history.rows[-1], history.best("valid_accuracy")
     print(
-        f"test accuracy {best['valid_accuracy']:.4f} (epoch {best['epoch']} of {config.epochs}), "
-        f"trained in {sum(row['seconds'] for row in history.rows):.1f} s, saved in {folder}/best"
+        f"test accuracy {last['valid_accuracy']:.4f} after {last['epoch']} epochs and "
+        f"{sum(row['seconds'] for row in history.rows):.1f} s (best {best['valid_accuracy']:.4f}, "
+        f"in epoch {best['epoch']}); saved in {folder}"
     )
 
 

@@ -75,10 +75,10 @@ def _backend(name: str) -> Check:
         )
     with backend(be):
         y = to_device(ops.conv2d(be.asarray(x), be.asarray(w)), "cpu")
-    error = float(np.abs(y - truth).max())
-    if error < 1e-12:
+    off = float(np.abs(y - truth).max())
+    if off < 1e-12:
         return Check(f"backend {name}", "ok", "convolution agrees with plain loops")
-    return Check(f"backend {name}", "FAILED", f"convolution is off by {error:.2e}")
+    return Check(f"backend {name}", "FAILED", f"convolution is off by {off:.2e}")
 
 
 def _data(name: str, read: Callable[[str], data.Dataset]) -> Check:

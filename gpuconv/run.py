@@ -1,7 +1,8 @@
 """A run folder: the recipe of a training run, and everything made again from it.
 
-`config.json` holds the recipe; `last/` and `best/` hold checkpoints, `results.csv` and `results.png` the
-curves. `train`, `eval` and `predict` of the command line are thin covers of the functions here.
+`config.json` holds the recipe; `last/` and `best/` hold checkpoints, `results.csv` and
+`results.png` the curves. `train`, `eval` and `predict` of the command line are thin covers of the
+functions here.
 """
 
 import json
@@ -72,7 +73,7 @@ class Config:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise FileError(
-                f"{path} does not exist: {path.parent} is no run folder; make one with gpuconv train"
+                f"{path} does not exist: {path.parent} is no run folder; see gpuconv train"
             ) from None
         except (OSError, ValueError) as error:
             raise FileError(f"{path} cannot be read as JSON: {error}") from error
@@ -165,15 +166,32 @@ def loader(config: Config, dataset: data.Dataset, training: bool) -> data.DataLo
     )
 
 
-def train(
-    config: Config, folder: Path, device: str, resume: bool = False, progress: Any = "auto"
+def start(config: Config, folder: Path, device: str, overwrite: bool = False) -> History:
+    """Train by `config` into a new run folder, made once data and model are known to be good."""
+    parts = datasets(config)
+    config = with_statistics(config, parts[0])
+    make_model(config)
+    prepare(folder, overwrite)
+    config.save(folder / "config.json")
+    return _train(config, parts, folder, device, resume=None)
+
+
+def resume(folder: Path, device: str) -> History:
+    """Go on with a run from its `last/` checkpoint, or from the beginning if it has none yet."""
+    config = Config.load(folder / "config.json")
+    begun = any((folder / name).exists() for name in ("last", "last.old"))
+    return _train(config, datasets(config), folder, device, folder / "last" if begun else None)
+
+
+def _train(
+    config: Config,
+    parts: tuple[data.Dataset, data.Dataset],
+    folder: Path,
+    device: str,
+    resume: Path | None,
 ) -> History:
-    """Train by `config` into `folder`, or go on from its `last/` checkpoint."""
-    training, testing = datasets(config)
-    if not resume:
-        config = with_statistics(config, training)
-        config.save(folder / "config.json")
     model = make_model(config)
+    training, testing = parts
     batches = loader(config, training, training=True)
     optimizer = optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     trainer = Trainer(
@@ -188,14 +206,10 @@ def train(
             CurvePlot(folder / "results.png"),
         ],
         device=device,
-        progress=progress,
     )
-    return trainer.fit(
-        batches,
-        loader(config, testing, training=False),
-        epochs=config.epochs,
-        resume=folder / "last" if resume else None,
-    )
+    # A loss that overflows is told by the Trainer, in one line; NumPy's warnings would bury it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return trainer.fit(batches, loader(config, testing, training=False), config.epochs, resume)
 
 
 def prepare(folder: Path, overwrite: bool) -> None:

@@ -169,8 +169,8 @@ class PoolSpec:
     ) -> "PoolSpec":
         """Resolve pooling of `x_shape` (N, C, *in); `stride` None means the kernel's size.
 
-        `op` is what errors call it. Padding must be smaller than the (dilated) kernel, so that every
-        window meets the image.
+        `op` is what errors call it. Padding must be smaller than the (dilated) kernel, so that
+        every window meets the image.
         """
         return _infer_pool(
             _frozen(x_shape),

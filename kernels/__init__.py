@@ -1,1 +1,1 @@
-"""Convolution kernels written in Python with Numba: imports NumPy, Numba and siblings, nothing of gpuconv."""
+"""Convolution kernels written in Python with Numba; nothing of gpuconv is imported here."""

@@ -1,9 +1,9 @@
 """A stand-in for CuPy that is stricter than CuPy, so that code valid only on NumPy fails here.
 
 `StrictArray` wraps a NumPy array and refuses what a GPU array refuses: conversion by `__array__`,
-NumPy's own functions, and any mixing with a NumPy array. `strict` is its module: only functions that
-CuPy has too exist in it, and all of them take StrictArrays. Numbers leave by `.get()`, `.item()`,
-`float()` and come in by `asarray`, as with CuPy.
+NumPy's own functions, and any mixing with a NumPy array. `strict` is its module: only functions
+that CuPy has too exist in it, and all of them take StrictArrays. Numbers leave by `.get()`,
+`.item()`, `float()` and come in by `asarray`, as with CuPy.
 """
 
 from types import SimpleNamespace
@@ -116,11 +116,19 @@ def _inplace(name: str) -> Any:
     return call
 
 
-_METHODS = """sum mean max min argmax argmin reshape transpose swapaxes astype copy squeeze ravel clip
-all any fill round take cumsum std var nonzero view""".split()
-_OPERATORS = """add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul
-rmatmul neg pos abs eq ne lt le gt ge and rand or ror xor rxor invert lshift rshift""".split()
-_INPLACE = "iadd isub imul itruediv ifloordiv ipow iand ior ixor".split()
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+_METHODS = words("""
+    sum mean max min argmax argmin reshape transpose swapaxes astype copy squeeze ravel clip all any
+    fill round take cumsum std var nonzero view
+""")
+_OPERATORS = words("""
+    add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul
+    neg pos abs eq ne lt le gt ge and rand or ror xor rxor invert lshift rshift
+""")
+_INPLACE = words("iadd isub imul itruediv ifloordiv ipow iand ior ixor")
 for _name in _METHODS:
     setattr(StrictArray, _name, _method(_name))
 for _name in _OPERATORS:
@@ -137,12 +145,15 @@ def _asarray(value: Any, dtype: Any = None) -> StrictArray:
 
 
 # Functions of the array interface that CuPy 13 and 14 document; what is not here fails by name.
-_FUNCTIONS = """abs absolute add all any arange argmax argmin argsort array_equal ascontiguousarray
-broadcast_to clip concatenate copysign cos cumsum divide einsum empty empty_like equal exp expand_dims
-expm1 eye flip floor full full_like isfinite isinf isnan linspace log log1p log2 logaddexp matmul
-maximum mean minimum moveaxis multiply negative ones ones_like outer pad prod reciprocal repeat reshape
-rint roll round sign sin sort sqrt square squeeze stack std subtract sum swapaxes take take_along_axis
-tanh tensordot tile transpose tril triu trunc var where zeros zeros_like sinh cosh power""".split()
+_FUNCTIONS = words("""
+    abs absolute all any arange argmax argmin argsort array_equal ascontiguousarray broadcast_to
+    clip concatenate copysign cos cosh cumsum divide einsum empty empty_like equal exp expand_dims expm1
+    eye flip floor full full_like isfinite isinf isnan linspace log log1p log2 logaddexp matmul
+    maximum may_share_memory mean minimum moveaxis multiply negative ones ones_like outer pad power
+    prod reciprocal repeat reshape rint roll round sign sin sinh sort sqrt square squeeze stack std
+    subtract sum swapaxes take take_along_axis tanh tensordot tile transpose tril triu trunc var
+    where zeros zeros_like
+""")
 
 
 class _Add:
@@ -180,5 +191,5 @@ strict = SimpleNamespace(
     iinfo=np.iinfo,
     dtype=np.dtype,
     result_type=np.result_type,
-    **{name: _function(getattr(np, name)) for name in _FUNCTIONS if name != "add"},
+    **{name: _function(getattr(np, name)) for name in _FUNCTIONS},
 )

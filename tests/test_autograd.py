@@ -137,6 +137,9 @@ def test_no_grad_and_detach_leave_the_tape() -> None:
     t = tensor(np.ones(2), requires_grad=True)
     with gc.no_grad():
         assert not (t * 2).requires_grad
+        with gc.enable_grad():
+            assert (t * 2).requires_grad
+        assert not (t * 2).requires_grad
     assert (t * 2).requires_grad
     assert not t.detach().requires_grad
     (t * t.detach()).sum().backward()

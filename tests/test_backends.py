@@ -43,10 +43,15 @@ def test_the_block_decides_for_its_own_arrays_only() -> None:
 
 
 def test_blocks_nest_and_end_with_an_exception() -> None:
-    numpy = get_backend("numpy")
-    with pytest.raises(RuntimeError, match="stop"), gc.backend("numpy") as be:
-        assert be is numpy
-        raise RuntimeError("stop")
+    numpy, other = get_backend("numpy"), Backend(strict, "strict")
+
+    def fail() -> None:
+        with gc.backend(other), gc.backend("numpy") as be:
+            assert be is numpy
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert backend_of() is numpy
 
 

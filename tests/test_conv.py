@@ -17,7 +17,7 @@ def six_loops(
     x: np.ndarray, w: np.ndarray, b: np.ndarray, stride: int, padding: int, groups: int = 1
 ) -> np.ndarray:
     """The definition, a multiplication at a time, in float64."""
-    n, c, height, width = x.shape
+    n, _, height, width = x.shape
     k, per_group, r, s = w.shape
     p, q = (height + 2 * padding - r) // stride + 1, (width + 2 * padding - s) // stride + 1
     y = np.zeros((n, k, p, q))
@@ -89,7 +89,7 @@ def test_tiles_cover_every_point_once_within_the_budget(budget: int) -> None:
 
 @pytest.mark.parametrize("workspace", [1, 3000, 4 << 20])
 def test_tiling_does_not_change_the_result(rng: np.random.Generator, workspace: int) -> None:
-    """Down to one output pixel a tile; gradients are sums over tiles, so they may round differently."""
+    """Down to one output pixel a tile; gradients are sums over tiles and may round differently."""
     be = type(get_backend("numpy"))(np, "numpy")
     be.workspace = workspace
     spec = ConvSpec.infer((3, 4, 9, 7), (6, 2, 3, 2), (2, 1), ((1, 0), (1, 2)), 1, 2, "reflect")

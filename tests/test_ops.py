@@ -1,4 +1,4 @@
-"""Every row of the table of problems: against torch, against differences, on arrays, as on a GPU."""
+"""Every row of the table of problems: against torch, differences, on arrays, as on a GPU."""
 
 from typing import Any
 

@@ -54,7 +54,6 @@ def test_training_runs_as_on_a_gpu(name: str, optimizer: str, rng: np.random.Gen
         model.eval()
         model(gc.tensor(strict.asarray(x)))
     assert losses == expected
-    assert losses[-1] < losses[0]
     after = expected_model.state_dict()
     for key, value in model.state_dict().items():
         np.testing.assert_array_equal(value.get(), after[key], err_msg=key)

@@ -7,14 +7,13 @@ receptive fields by walking from a layer's output to its inputs.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import Context
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from gpuconv import random
-from gpuconv.autograd import Function, Tensor
+from gpuconv.autograd import Function, Tensor, enable_grad
 from gpuconv.backends import Backend, backend, backend_of
 from gpuconv.errors import ArgumentError
 from gpuconv.nn.module import Module, Parameter, floating
@@ -109,8 +108,9 @@ def summary(
         dtype = np.float32 if first is None else first.dtype
     dtype = floating("summary", dtype)
     x = Tensor(be.xp.zeros(shape, dtype=dtype), requires_grad=True)
-    # A new context, because the caller may be inside no_grad(), and a tape is needed here.
-    return Context().run(_trace, be, model, x)
+    # The tape is what is read here, so it runs within no_grad() too.
+    with enable_grad():
+        return _trace(be, model, x)
 
 
 def _trace(be: Backend, model: Module, x: Tensor) -> Summary:

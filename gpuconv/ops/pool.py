@@ -26,11 +26,11 @@ class MaxPool(Function):
     """y of x; `arguments` are those of `PoolSpec.infer` after the shape."""
 
     def __init__(self, op: str, *arguments: Any, taps: bool = False) -> None:
-        self.op, self.arguments, self.taps = op, arguments, taps
+        self.op, self.arguments, self.taps = op, (*arguments, op), taps
 
     def forward(self, be: Backend, x: Array) -> Array:
         check_dtypes(self.op, x=x)
-        self.spec = PoolSpec.infer(x.shape, *self.arguments, op=self.op)
+        self.spec = PoolSpec.infer(x.shape, *self.arguments)
         y, self.tap = be.max_pool(self.spec, x, taps=self.taps or self.needs[0])
         return y
 
@@ -102,12 +102,12 @@ class AvgPool(Function):
         count_include_pad: bool = True,
         divisor_override: float | None = None,
     ) -> None:
-        self.op, self.arguments = op, arguments
+        self.op, self.arguments = op, (*arguments, op)
         self.count_include_pad, self.divisor_override = count_include_pad, divisor_override
 
     def forward(self, be: Backend, x: Array) -> Array:
         check_dtypes(self.op, x=x)
-        self.spec = PoolSpec.infer(x.shape, *self.arguments, op=self.op)
+        self.spec = PoolSpec.infer(x.shape, *self.arguments)
         divisor: Any = self.divisor_override
         if divisor is None:
             divisor = window_sizes(self.spec, self.count_include_pad)

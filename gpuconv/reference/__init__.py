@@ -1,1 +1,1 @@
-"""Every operation in array code, one family a file: the fallback, and the reference for all kernels."""
+"""Every operation in array code, a family a file: the fallback, and the reference for kernels."""

@@ -21,7 +21,7 @@ import numpy as np
 from gpuconv import weights
 from gpuconv.backends import is_array
 from gpuconv.errors import ArgumentError, FileError
-from gpuconv.files import StrPath, sync_folder, read_bytes, write_atomically
+from gpuconv.files import StrPath, read_bytes, sync_folder, write_atomically
 
 FORMAT = 1
 STATE = "state.json"

@@ -4,5 +4,15 @@ from importlib import import_module
 
 from tests.cases.case import Case
 
-FAMILIES = ("conv", "linear", "elementwise", "shape", "pool", "resample", "norm", "activation", "loss")
+FAMILIES = (
+    "activation",
+    "conv",
+    "elementwise",
+    "linear",
+    "loss",
+    "norm",
+    "pool",
+    "resample",
+    "shape",
+)
 CASES: list[Case] = [c for f in FAMILIES for c in import_module(f"tests.cases.{f}").CASES]

@@ -147,12 +147,12 @@ def _asarray(value: Any, dtype: Any = None) -> StrictArray:
 # Functions of the array interface that CuPy 13 and 14 document; what is not here fails by name.
 _FUNCTIONS = words("""
     abs absolute all any arange argmax argmin argsort array_equal ascontiguousarray broadcast_to
-    clip concatenate copysign cos cosh cumsum divide einsum empty empty_like equal exp expand_dims expm1
-    eye flip floor full full_like isfinite isinf isnan linspace log log1p log2 logaddexp matmul
-    maximum may_share_memory mean minimum moveaxis multiply negative ones ones_like outer pad power
-    prod reciprocal repeat reshape rint roll round sign sin sinh sort sqrt square squeeze stack std
-    subtract sum swapaxes take take_along_axis tanh tensordot tile transpose tril triu trunc var
-    where zeros zeros_like
+    clip concatenate copysign cos cosh cumsum divide einsum empty empty_like equal exp
+    expand_dims expm1 eye flip floor full full_like isfinite isinf isnan linspace log log1p log2
+    logaddexp matmul maximum may_share_memory mean minimum moveaxis multiply negative ones
+    ones_like outer pad power prod reciprocal repeat reshape rint roll round sign sin sinh sort
+    sqrt square squeeze stack std subtract sum swapaxes take take_along_axis tanh tensordot tile
+    transpose tril triu trunc var where zeros zeros_like
 """)
 
 

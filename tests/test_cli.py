@@ -133,8 +133,8 @@ def test_a_folder_of_images_is_data(tmp_path: Path, rng: np.random.Generator) ->
             noise = rng.integers(-30, 30, (20, 24, 3))
             write_png(tmp_path / "photos" / name / f"{i}.png", (level + noise).astype(np.uint8))
     done = gpuconv(
-        "train", "--data", tmp_path / "photos", "--image-size", 16, "--epochs", 8, "--batch-size", 8,
-        "--lr", 0.003, "--out", tmp_path / "run",
+        "train", "--data", tmp_path / "photos", "--image-size", 16, "--epochs", 8,
+        "--batch-size", 8, "--lr", 0.003, "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -133,10 +133,10 @@ def train(
         print(f"\nstopped; go on with: gpuconv train --resume {folder}", file=sys.stderr)
         raise typer.Exit(130) from None
     last, best = history.rows[-1], history.best("valid_accuracy")
+    seconds = sum(row["seconds"] for row in history.rows)
     print(
-        f"test accuracy {last['valid_accuracy']:.4f} after {last['epoch']} epochs and "
-        f"{sum(row['seconds'] for row in history.rows):.1f} s (best {best['valid_accuracy']:.4f}, "
-        f"in epoch {best['epoch']}); saved in {folder}"
+        f"test accuracy {last['valid_accuracy']:.4f} at the end (best {best['valid_accuracy']:.4f}, "
+        f"in epoch {best['epoch']} of {last['epoch']}); {seconds:.1f} s; saved in {folder}"
     )
 
 

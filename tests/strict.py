@@ -172,7 +172,6 @@ strict = SimpleNamespace(
         stride_tricks=SimpleNamespace(as_strided=_function(np.lib.stride_tricks.as_strided))
     ),
     add=_Add(),
-    errstate=np.errstate,
     pi=np.pi,
     e=np.e,
     inf=np.inf,

@@ -8,7 +8,7 @@ import pytest
 import gpuconv as gc
 from gpuconv import models, nn, optim
 from gpuconv.backends import Backend
-from tests.strict import strict
+from tests.strict import StrictArray, strict
 
 OPTIMIZERS: dict[str, Any] = {
     "SGD": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
@@ -57,3 +57,10 @@ def test_training_runs_as_on_a_gpu(name: str, optimizer: str, rng: np.random.Gen
     after = expected_model.state_dict()
     for key, value in model.state_dict().items():
         np.testing.assert_array_equal(value.get(), after[key], err_msg=key)
+
+
+def test_the_stand_in_has_nothing_that_cupy_lacks() -> None:
+    cupy = pytest.importorskip("cupy", reason="CuPy imports without a GPU; it is not installed")
+    assert [name for name in vars(strict) if not hasattr(cupy, name)] == []
+    methods = [name for name in vars(StrictArray) if not name.startswith("_")]
+    assert [name for name in methods if not hasattr(cupy.ndarray, name)] == []

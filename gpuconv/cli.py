@@ -135,8 +135,9 @@ def train(
     last, best = history.rows[-1], history.best("valid_accuracy")
     seconds = sum(row["seconds"] for row in history.rows)
     print(
-        f"test accuracy {last['valid_accuracy']:.4f} at the end (best {best['valid_accuracy']:.4f}, "
-        f"in epoch {best['epoch']} of {last['epoch']}); {seconds:.1f} s; saved in {folder}"
+        f"test accuracy {last['valid_accuracy']:.4f} at the end "
+        f"(best {best['valid_accuracy']:.4f}, in epoch {best['epoch']} of {last['epoch']}); "
+        f"{seconds:.1f} s; saved in {folder}"
     )
 
 

@@ -71,13 +71,15 @@ class Function:
     macs: int = 0  # multiply-accumulates of the last forward pass, for `summary`
 
     def forward(self, be: Backend, *arrays: Any) -> Array:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no forward(be, *arrays)")
 
     def backward(self, be: Backend, gy: Array) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no backward(be, gy)")
 
     def apply(self, *inputs: Any) -> Any:
         """Compute; a Tensor among the inputs gives a Tensor, arrays alone give an array."""
+        if not isinstance(self, Function):
+            raise GraphError("apply belongs to an instance: write MyFunction().apply(x)")
         arrays = [_raw(value) for value in inputs]
         be = self.be = backend_of(*arrays)
         if not any(isinstance(value, Tensor) for value in inputs):
@@ -118,6 +120,11 @@ class Tensor:
     def __init__(
         self, data: Array, requires_grad: bool = False, node: Function | None = None
     ) -> None:
+        if not hasattr(data, "strides"):
+            raise DtypeError(
+                f"a Tensor holds one array, not a {type(data).__name__}; make it with "
+                f"gpuconv.tensor(...), and return one array from a Function's forward"
+            )
         if requires_grad and data.dtype.kind != "f":
             raise DtypeError(
                 f"only floating-point tensors can require gradients, not {data.dtype}; "
@@ -151,8 +158,10 @@ class Tensor:
         return device_of(self.data)
 
     def __repr__(self) -> str:
+        numbers = np.array2string(self.numpy(), separator=", ", prefix="tensor(")
         grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"tensor({self.numpy()!r}, device={self.device!r}{grad})"
+        device = "" if self.device == "cpu" else f", device={self.device!r}"
+        return f"tensor({numbers}, dtype={self.dtype}{device}{grad})"
 
     def __len__(self) -> int:
         if not self.shape:
@@ -161,6 +170,15 @@ class Tensor:
 
     def __bool__(self) -> bool:
         return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if spec else str(self), spec)
 
     def item(self) -> Any:
         """The only element as a Python number; ArgumentError if there are more."""
@@ -321,7 +339,7 @@ class Tensor:
     def mean(self, axis: Any = None, keepdims: bool = False) -> "Tensor":
         return ops.mean(self, axis, keepdims)
 
-    def var(self, axis: Any = None, correction: int = 0, keepdims: bool = False) -> "Tensor":
+    def var(self, axis: Any = None, correction: int = 1, keepdims: bool = False) -> "Tensor":
         return ops.var(self, axis, correction, keepdims)
 
     def max(self, axis: Any = None, keepdims: bool = False) -> "Tensor":

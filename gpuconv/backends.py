@@ -129,7 +129,10 @@ def from_foreign(value: Any) -> Array:
         kind = value.__dlpack_device__()[0] if hasattr(value, "__dlpack_device__") else 1
         if int(kind) in (2, 13):  # kDLCUDA, kDLCUDAManaged
             return get_backend("cuda").xp.from_dlpack(value)
-        return np.from_dlpack(value)
+        try:
+            return np.from_dlpack(value)
+        except BufferError as error:  # torch's for a tensor that requires gradients, for instance
+            raise DtypeError(f"{type(value).__name__} cannot be shared: {error}") from error
     raise DtypeError(
         f"{type(value).__name__} is neither an array nor something with __dlpack__; "
         f"wrap lists with gpuconv.tensor(...) or numpy.asarray(...)"

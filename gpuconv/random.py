@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.errors import ArgumentError
+
 _generator = np.random.default_rng(0)
 
 
 def manual_seed(seed: int) -> None:
-    """Start the library's generator anew from `seed`."""
+    """Start the library's generator anew from `seed`, an integer of at least 0."""
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ArgumentError(f"manual_seed: {seed!r} must be an integer of at least 0")
     _generator.bit_generator.state = np.random.default_rng(seed).bit_generator.state
 
 

@@ -54,7 +54,7 @@ def check_gradients(
         rounding = 8 * np.finfo(np.float64).eps * size / step
         assert abs(numeric - analytic) <= rel * scale + rounding, (
             f"input {i}: gradient {analytic!r} along a direction, difference quotient {numeric!r}, "
-            f"relative difference {abs(numeric - analytic) / max(scale, 1e-300):.2e} > {rel:.0e}"
+            f"{abs(numeric - analytic) / max(scale, 1e-300):.2e} of their terms, above {rel:.0e}"
         )
 
 

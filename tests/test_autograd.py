@@ -52,7 +52,7 @@ def test_operators_agree_with_torch(name: str, rng: np.random.Generator) -> None
     peers = [torch.tensor(v, requires_grad=True) for v in (a, b)]
     if name == "reductions":
         x, y = peers
-        result = x.sum(0) + y.mean(1) + x.var(correction=0) + y.max() + x.amin(1) + y.sum()
+        result = x.sum(0) + y.mean(1) + x.var() + y.max() + x.amin(1) + y.sum()
     else:
         result = OPERATORS[name](*peers)
     result.sum().backward()
@@ -282,6 +282,46 @@ def test_misuse_is_told_in_one_line() -> None:
         tensor(np.ones((2, 3))) @ tensor(np.ones((2, 3)))
     with pytest.raises(ArgumentError, match="axis 2 is out of range"):
         tensor(np.ones((2, 3))).sum(2)
+
+
+def test_one_number_formats_and_converts() -> None:
+    loss = tensor(np.array(0.25, np.float32), requires_grad=True)
+    assert float(loss) == 0.25
+    assert int(loss * 8) == 2
+    assert f"{loss:.3f}" == "0.250"
+    assert "%.2f" % loss == "0.25"  # noqa: UP031 - the old way must work too
+    assert f"{loss}" == repr(loss) == "tensor(0.25, dtype=float32, requires_grad=True)"
+
+
+def test_shapes_that_do_not_broadcast_get_one_line() -> None:
+    a, b = tensor(np.ones((1, 3, 6, 6))), tensor(np.ones((1, 3, 8, 8)))
+    for call in (
+        lambda: a + b,
+        lambda: a - b,
+        lambda: a * b,
+        lambda: a / b,
+        lambda: ops.maximum(a, b),
+        lambda: ops.where(a.data > 0, a, b),
+    ):
+        with pytest.raises(ArgumentError, match=r"\(1, 3, 6, 6\).* and \(1, 3, 8, 8\) do not fit"):
+            call()
+
+
+def test_a_function_used_wrongly_says_how() -> None:
+    t = tensor(np.ones(2), requires_grad=True)
+    with pytest.raises(GraphError, match=r"write MyFunction\(\).apply"):
+        ops.elementwise.Exp.apply(t)
+
+    class Pair(Function):
+        def forward(self, be: Any, x: Any) -> Any:
+            return x, x
+
+    with pytest.raises(DtypeError, match="holds one array, not a tuple"):
+        Pair().apply(t)
+    with pytest.raises(NotImplementedError, match="Pair has no backward"):
+        Pair().backward(None, None)
+    with pytest.raises(DtypeError, match="not a list; make it with"):
+        Tensor([1.0])
 
 
 def test_a_wrong_function_is_found_out() -> None:

@@ -161,8 +161,10 @@ def test_arrays_of_other_libraries_are_taken_through_dlpack(rng: np.random.Gener
 X, W = np.zeros((1, 4, 5, 5)), np.zeros((6, 4, 3, 3))
 BAD = {
     "channels": (lambda: gc.conv2d(X[:, :3], W), "has 3 channels, but the weight .* takes 4; give"),
-    "rank": (lambda: gc.conv2d(X[0], W), "must have 4 axes.*add a missing batch axis"),
+    "rank": (lambda: gc.conv2d(X[0], W), "input .* must have 4 axes.*add a missing batch axis"),
     "rank-3d": (lambda: gc.conv3d(X, W), "must have 5 axes"),
+    "weight-rank": (lambda: gc.conv2d(X, W[0]), r"weight \(4, 3, 3\) must have 4 axes, \(K, C/gr"),
+    "array-for-shape": (lambda: gc.conv2d_grad_weight(X, X, W), "use .shape"),
     "empty": (lambda: gc.conv2d(X, np.zeros((6, 4, 7, 3))), "output would be empty .-1 x 3.*use"),
     "empty-dilated": (lambda: gc.conv2d(X, W, dilation=3), "output would be empty.*dilation .3, 3"),
     "groups-out": (lambda: gc.conv2d(X, W, groups=4), "groups=4 must divide the output channels"),

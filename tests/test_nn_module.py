@@ -238,3 +238,13 @@ def test_buffers_take_numbers_and_never_require_gradients() -> None:
     assert (buffer.shape, buffer.dtype, buffer.requires_grad) == ((), np.int64, False)
     with pytest.raises(DtypeError, match="only floating-point tensors can require gradients"):
         nn.Parameter([1, 2])
+
+
+def test_a_parameter_is_not_replaced_by_what_would_not_be_saved() -> None:
+    layer = nn.Linear(2, 2)
+    for value in (layer.weight * 0.5, np.zeros((2, 2), np.float32), 3):
+        with pytest.raises(ArgumentError, match=r"Linear.weight is a Parameter \(2, 2\).*\.data"):
+            layer.weight = value
+    layer.weight = nn.Parameter(np.ones((2, 2), np.float32))
+    layer.bias = None
+    assert list(layer.state_dict()) == ["weight"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpuconv.autograd import Tensor, tensor
 from gpuconv.backends import Array, to_device
-from gpuconv.errors import DtypeError, Error
+from gpuconv.errors import ArgumentError, DtypeError, Error
 from gpuconv.nn import state
 
 Hook = Callable[["Module", tuple[Any, ...], Any], Any]
@@ -70,6 +70,19 @@ class Module:
         handle = HookHandle(hooks, next(_hook_numbers))
         hooks[handle.number] = hook
         return handle
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A plain tensor in a parameter's place would silently leave state_dict and optimizers.
+        held = self.__dict__.get(name)
+        if isinstance(held, (Parameter, Buffer)) and not (
+            value is None or isinstance(value, (Parameter, Buffer))
+        ):
+            kind = type(held).__name__
+            raise ArgumentError(
+                f"{type(self).__name__}.{name} is a {kind} {held.shape}, which a "
+                f"{type(value).__name__} cannot replace; assign its .data, or a new nn.{kind}(...)"
+            )
+        object.__setattr__(self, name, value)
 
     # What is inside.
 

@@ -116,11 +116,17 @@ def bias_gradient(gy: Array) -> Array:
 
 
 def check_rank(op: str, nd: int, x_shape: Sequence[int], w_shape: Sequence[int]) -> None:
-    if len(x_shape) != nd + 2 or len(w_shape) != nd + 2:
-        raise ArgumentError(
-            f"{op}: the input {tuple(x_shape)} and the weight {tuple(w_shape)} must have "
-            f"{nd + 2} axes, (N, C, *in) with {nd} spatial; add a missing batch axis: x[None]"
-        )
+    for name, shape, layout, fix in (
+        ("input", x_shape, "(N, C, *in)", "; add a missing batch axis with x[None]"),
+        ("weight", w_shape, "(K, C/groups, *kernel)", ""),
+    ):
+        if hasattr(shape, "shape"):
+            raise ArgumentError(f"{op}: the {name}'s shape is asked for, not the array; use .shape")
+        if len(shape) != nd + 2:
+            raise ArgumentError(
+                f"{op}: the {name} {tuple(shape)} must have {nd + 2} axes, {layout} with {nd} "
+                f"spatial ones{fix}"
+            )
 
 
 def check_bias(op: str, b: Array | None, channels: int) -> None:

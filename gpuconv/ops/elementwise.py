@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import numpy as np
+
 from gpuconv.autograd import Function
 from gpuconv.backends import Array, Backend, device_of, to_device
+from gpuconv.errors import ArgumentError
 
 
 def unbroadcast(g: Array, like: Any) -> Array:
@@ -18,6 +21,19 @@ def unbroadcast(g: Array, like: Any) -> Array:
     return g.astype(like.dtype, copy=False)
 
 
+def check_shapes(op: str, *arrays: Any) -> None:
+    """ArgumentError unless the arrays (scalars fit always) broadcast together."""
+    shapes = [a.shape for a in arrays if hasattr(a, "shape")]
+    if len(shapes) > 1 and any(s != shapes[0] for s in shapes):
+        try:
+            np.broadcast_shapes(*shapes)
+        except ValueError:
+            raise ArgumentError(
+                f"{op}: shapes {' and '.join(map(str, shapes))} do not fit; each axis must be of "
+                f"one size, or of size 1 to be repeated"
+            ) from None
+
+
 class Like:
     """Shape and dtype of an array whose values are not needed any more."""
 
@@ -29,6 +45,7 @@ class _Binary(Function):
     """Keeps both inputs; `partial(i, ...)` gives the gradient by input i before unbroadcasting."""
 
     def forward(self, be: Backend, a: Any, b: Any) -> Array:
+        check_shapes(type(self).__name__.lower(), a, b)
         self.a, self.b = a, b
         return be.xp.asarray(self.compute(be.xp, a, b))
 
@@ -48,6 +65,7 @@ class _Binary(Function):
 
 class Add(Function):
     def forward(self, be: Backend, a: Any, b: Any) -> Array:
+        check_shapes("add", a, b)
         # Only shapes are kept: a sum must not hold its terms in memory.
         self.like = tuple(Like(v) if n else None for v, n in zip((a, b), self.needs, strict=True))
         return be.xp.asarray(a + b)
@@ -58,6 +76,7 @@ class Add(Function):
 
 class Subtract(Function):
     def forward(self, be: Backend, a: Any, b: Any) -> Array:
+        check_shapes("subtract", a, b)
         self.like = tuple(Like(v) if n else None for v, n in zip((a, b), self.needs, strict=True))
         return be.xp.asarray(a - b)
 
@@ -125,6 +144,7 @@ class Where(Function):
     """`a` where the condition (an array, no gradient) is true, else `b`."""
 
     def forward(self, be: Backend, condition: Array, a: Any, b: Any) -> Array:
+        check_shapes("where", condition, a, b)
         self.condition = condition
         self.like = tuple(
             Like(v) if n else None for v, n in zip((a, b), self.needs[1:], strict=True)

@@ -47,7 +47,9 @@ class Linear(Function):
 
     def forward(self, be: Backend, x: Array, w: Array, b: Array | None) -> Array:
         check_dtypes("linear", x=x, weight=w, bias=b)
-        if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[1]:
+        if w.ndim != 2:
+            raise ArgumentError(f"linear: the weight {w.shape} must have 2 axes, (out, in)")
+        if x.ndim < 1 or x.shape[-1] != w.shape[1]:
             raise ArgumentError(
                 f"linear: the input {x.shape} has {x.shape[-1] if x.ndim else 0} features, but the "
                 f"weight {w.shape} (out, in) takes {w.shape[-1]}; flatten the input to (N, "

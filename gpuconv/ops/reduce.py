@@ -114,8 +114,8 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     return Mean(axis, keepdims).apply(x)
 
 
-def var(x: Any, axis: Axis = None, correction: int = 0, keepdims: bool = False) -> Any:
-    """The variance over `axis`, the sum of squares divided by count - `correction`."""
+def var(x: Any, axis: Axis = None, correction: int = 1, keepdims: bool = False) -> Any:
+    """The variance over `axis`: squares over count - `correction` (1, as torch)."""
     return Var(axis, correction, keepdims).apply(x)
 
 

@@ -67,7 +67,8 @@ CASES = [
     Case("mean", ops.mean, lambda t, a: a.mean(), (S,)),
     Case("mean-axes", lambda a: ops.mean(a, (0, 2)), lambda t, a: a.mean((0, 2)), (S,)),
     Case("mean-keepdims", lambda a: ops.mean(a, -1, True), lambda t, a: a.mean(-1, True), (S,)),
-    Case("var", ops.var, lambda t, a: a.var(correction=0), (S,)),
+    Case("var", ops.var, lambda t, a: a.var(), (S,)),
+    Case("var-biased", lambda a: ops.var(a, None, 0), lambda t, a: a.var(correction=0), (S,)),
     Case("var-axes", lambda a: ops.var(a, (0, 2), 1), lambda t, a: a.var((0, 2)), (S,)),
     Case(
         "var-keepdims",

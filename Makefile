@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# In the other editable mode a script beside the checkout would import its folder, an empty namespace.
+EDITABLE := --config-settings editable_mode=compat -e
 
 .PHONY: demo test lint format clean
 
@@ -25,11 +27,11 @@ format: $(VENV)/installed-dev
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gpuconv needs Python 3.11 or later; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[viz]'
+	$(BIN)/python -m pip install --quiet $(EDITABLE) '.[viz]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet $(EDITABLE) '.[dev]'
 	touch $@
 
 clean:

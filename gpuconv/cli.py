@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -48,6 +49,9 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             # The reader of our output is gone (`gpuconv ... | head`): nothing left to say.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
+        except MemoryError as error:
+            print(f"gpuconv: error: not enough memory: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
         except (Error, OSError) as error:
             print(f"gpuconv: error: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
@@ -72,7 +76,11 @@ def choose(name: str) -> tuple[AbstractContextManager[Any], str]:
 def train(
     context: typer.Context,
     data: Annotated[
-        str, typer.Option(help=f"{', '.join(runs.DATASETS)}, or a folder of images.")
+        str,
+        typer.Option(
+            help=f"{', '.join(runs.DATASETS)}, or a folder: of one folder of images a class, or of "
+            f"train/ and test/ with such."
+        ),
     ] = Config.data,
     model: Annotated[str, typer.Option(help=f"One of {', '.join(models.NAMES)}.")] = Config.model,
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = Config.epochs,
@@ -203,8 +211,7 @@ def summary(
         shape = ()
     if len(shape) not in (3, 4) or min(shape, default=0) < 1:
         raise ArgumentError(f"--input {input!r} is no shape; write CxHxW, as in 3x32x32")
-    channels = shape[-3]
-    table = gpuconv.summary(models.create(model, num_classes=classes, in_channels=channels), shape)
+    table = gpuconv.summary(models.for_images(model, classes, shape[-3:]), shape)
     print(json.dumps(table.to_dict(), indent=2) if as_json else str(table))
 
 
@@ -239,4 +246,6 @@ def options(
 
 def main() -> None:
     """Run the program on the command line's arguments; does not return."""
+    # Pillow warns of large images before our one line about them.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
     app()

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and errors that name the file."""
 
+import errno
 import os
 import secrets
 import stat
@@ -30,9 +31,12 @@ def write_atomically(path: StrPath, data: bytes) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
+        fix = "make the folder first" if not target.parent.is_dir() else "choose another folder"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            fix = "free some space"
         raise FileError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose "
-            f"another folder; what was there before is untouched"
+            f"{path}: cannot be written ({error.strerror or error}); {fix}; what was there before "
+            f"is untouched"
         ) from error
     sync_folder(target.parent)
 

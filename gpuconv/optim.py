@@ -29,9 +29,9 @@ class Optimizer:
         self.state: list[
             dict[str, Any]
         ] = []  # one a parameter, in their order; empty until stepped
-        if isinstance(params, (Tensor, Mapping)):
+        if isinstance(params, (Tensor, Mapping)) or not isinstance(params, Iterable):
             raise ArgumentError(
-                f"{name}: params is one {type(params).__name__}; pass a list of them"
+                f"{name}: params is one {type(params).__name__}; pass model.parameters() or a list"
             )
         given: list[Any] = list(params)
         if not given:

@@ -20,7 +20,6 @@ from gpuconv.errors import ArgumentError, FileError
 from gpuconv.files import write_atomically
 from gpuconv.random import manual_seed
 from gpuconv.train import CSVLogger, CurvePlot, History, ModelCheckpoint, Trainer, checkpoint
-from gpuconv.weights import load
 
 EMBEDDED = "fashion-mnist-mini"
 DATASETS: dict[str, Callable[[str], data.Dataset]] = {
@@ -58,6 +57,10 @@ class Config:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise ArgumentError(f"seed={self.seed} must be at least 0")
+        if min(self.image_size) < 1:
+            raise ArgumentError(f"image_size={self.image_size} must be at least 1 x 1")
         if self.limit is not None and self.limit < 1:
             raise ArgumentError(f"limit={self.limit} must be at least 1")
         if not self.lr > 0:
@@ -101,19 +104,19 @@ class Config:
 def datasets(config: Config) -> tuple[data.Dataset, data.Dataset]:
     """(training, test) data of `config.data`: a name, or a folder of images.
 
-    A folder holds `train/` and `test/` (or `valid/`) with one folder a class each, or the class
-    folders themselves; then a fifth is kept for testing.
+    A folder holds `train/` and `test/` (or `valid/`, `val/`) with one folder a class each, or the
+    class folders themselves; then a fifth is kept for testing.
     """
     if config.data in DATASETS:
         parts = [DATASETS[config.data](split) for split in ("train", "test")]
     else:
         root = Path(config.data)
-        if not root.is_dir():
+        if not config.data or not root.is_dir():
             raise FileError(
                 f"data {config.data!r} is neither a folder of images nor one of "
                 f"{', '.join(DATASETS)}"
             )
-        held_out = [root / name for name in ("test", "valid") if (root / name).is_dir()]
+        held_out = [root / name for name in ("test", "valid", "val") if (root / name).is_dir()]
         if (root / "train").is_dir() and held_out:
             parts = [
                 data.image_folder(part, config.image_size) for part in (root / "train", held_out[0])
@@ -147,7 +150,8 @@ def with_statistics(config: Config, train: data.Dataset) -> Config:
 def make_model(config: Config) -> nn.Module:
     """The model of `config`, freshly initialised from its seed."""
     manual_seed(config.seed)
-    return models.create(config.model, num_classes=len(config.classes), in_channels=config.channels)
+    shape = (config.channels, *config.image_size)
+    return models.for_images(config.model, len(config.classes), shape)
 
 
 def loader(config: Config, dataset: data.Dataset, training: bool) -> data.DataLoader:
@@ -169,6 +173,8 @@ def loader(config: Config, dataset: data.Dataset, training: bool) -> data.DataLo
 def start(config: Config, folder: Path, device: str, overwrite: bool = False) -> History:
     """Train by `config` into a new run folder, made once data and model are known to be good."""
     parts = datasets(config)
+    if config.data not in DATASETS:  # the run must find it from wherever it is evaluated
+        config = replace(config, data=str(Path(config.data).resolve()))
     config = with_statistics(config, parts[0])
     make_model(config)
     prepare(folder, overwrite)
@@ -179,7 +185,7 @@ def start(config: Config, folder: Path, device: str, overwrite: bool = False) ->
 def resume(folder: Path, device: str) -> History:
     """Go on with a run from its `last/` checkpoint, or from the beginning if it has none yet."""
     config = Config.load(folder / "config.json")
-    begun = any((folder / name).exists() for name in ("last", "last.old"))
+    begun = any(path.name in _RUN_FILES - {"config.json"} for path in folder.iterdir())
     return _train(config, datasets(config), folder, device, folder / "last" if begun else None)
 
 
@@ -222,6 +228,8 @@ def prepare(folder: Path, overwrite: bool) -> None:
     except FileExistsError:
         raise ArgumentError(f"{folder} is a file; choose another folder with --out") from None
     held = {path.name for path in folder.iterdir()}
+    if held == {"config.json"}:  # a run that failed before its first checkpoint: nothing to keep
+        held = set()
     if held and not overwrite:
         raise ArgumentError(
             f"{folder} is not empty; go on with --resume {folder}, start over with --overwrite, "
@@ -240,7 +248,12 @@ def trained(folder: Path, device: str) -> tuple[Config, Trainer]:
     """The config of a run and a Trainer around its best model, for evaluation and prediction."""
     config = Config.load(folder / "config.json")
     model = make_model(config)
-    load(checkpoint.find(folder / "best") / "model.safetensors", model)
+    best = folder / "best"
+    state = checkpoint.load(best)  # checks sizes and SHA-256, which the bare file cannot
+    try:
+        model.load_state_dict(state["model"])
+    except (KeyError, ArgumentError) as error:
+        raise FileError(f"{best}: holds another model than config.json says: {error}") from error
     return config, Trainer(model, None, device=device, progress=False)
 
 

@@ -82,9 +82,16 @@ def _unpack(path: StrPath) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load as unpack
 
+    data = read_bytes(path)
     try:
-        arrays = unpack(read_bytes(path))
+        arrays = unpack(data)
     except SafetensorError as error:
+        # Asked only now: a good file may begin with these bytes too, they are its header's length.
+        if data.startswith((b"PK\x03\x04", b"\x80")):
+            raise FileError(
+                f"{path}: a pickle or zip file, as torch.save writes, and no safetensors file; with "
+                f"PyTorch installed use model.load_state_dict(torch.load(path, weights_only=True))"
+            ) from error
         raise _broken(path, error) from error
     except KeyError as error:
         raise FileError(

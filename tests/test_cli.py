@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpuconv import models, save
 from gpuconv.data import fashion_mnist_mini
 from gpuconv.data.idx import write_idx
 
@@ -188,7 +187,7 @@ def test_mistakes_get_one_line(tmp_path: Path) -> None:
     fails(gpuconv("train", "--lr", -1), "lr=-1.0 must be greater than 0")
     fails(gpuconv("eval", tmp_path), "config.json does not exist", "gpuconv train")
     fails(gpuconv("summary", "lenet5", "--input", "28"), "--input '28' is no shape; write CxHxW")
-    fails(gpuconv("summary", "lenet5", "--input", "1x4x4"), "output would be empty", "Conv2d")
+    fails(gpuconv("summary", "lenet5", "--input", "1x4x4"), "image_size=4 must be 28 or 32")
     fails(gpuconv("train", "--resume", tmp_path), "config.json does not exist")
     (tmp_path / "photo.txt").write_text("mine")
     fails(gpuconv("train", *SMALL, "--out", tmp_path), "is not empty", "--overwrite")
@@ -224,8 +223,8 @@ def test_damaged_files_get_one_line(trained: Path, tmp_path: Path) -> None:
         (copy / "best" / name).write_bytes((trained / "best" / name).read_bytes())
     (copy / "best" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     fails(gpuconv("eval", copy), "model.safetensors")
-    save(copy / "best" / "model.safetensors", models.lenet5())
-    fails(gpuconv("eval", copy), "model.safetensors", "block1.conv.weight")
+    (copy / "best" / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    fails(gpuconv("eval", copy), "model.safetensors", "SHA-256")
     (copy / "best" / "model.safetensors").write_bytes(weights)
     assert gpuconv("eval", copy).returncode == 0
 
@@ -235,6 +234,7 @@ def test_damaged_files_get_one_line(trained: Path, tmp_path: Path) -> None:
         (config.replace('"lr"', '"rate"'), "check lr, rate"),
         (config.replace('"epochs": 2', '"epochs": "2"'), "epochs='2' must be a int"),
         (config.replace('"simple_cnn"', '"nothing"'), "model 'nothing' is unknown"),
+        (config.replace('"simple_cnn"', '"lenet5"'), "holds another model than config.json says"),
     ):
         (copy / "config.json").write_text(text)
         fails(gpuconv("eval", copy), part)

@@ -115,7 +115,7 @@ def test_split(ten):
     np.testing.assert_array_equal(ten.split(0.5, 1)[0].images, ten.split(0.5, 1)[0].images)
     assert any((ten.split(0.5, s)[0].images != ten.split(0.5, 1)[0].images).any() for s in (2, 3))
     for wrong in (0, 1, 0.01, -3, 2, float("nan")):
-        with pytest.raises(ArgumentError, match="ten: split"):
+        with pytest.raises(ArgumentError, match="ten: 10 items split by the fraction"):
             ten.split(wrong)
 
 
@@ -172,6 +172,9 @@ def test_fashion_mnist_is_looked_for_in_order(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("GPUCONV_DATA", str(tmp_path / "data"))
     put_fashion(tmp_path / "cache" / "gpuconv" / "fashion-mnist", 3, end="")
+    with pytest.raises(FileError, match=r"GPUCONV_DATA=.*/data' is no folder"):
+        fashion_mnist("test")
+    (tmp_path / "data").mkdir()
     assert len(fashion_mnist("test")) == 3
     put_fashion(tmp_path / "data", 4)
     assert len(fashion_mnist("test")) == 4

@@ -278,7 +278,7 @@ V = Tensor(np.zeros(2), requires_grad=True)
         (lambda: optim.Adam([W], betas=0.9), r"Adam: betas=0.9 must be two numbers"),
         (lambda: optim.RMSprop([W], alpha=-0.1), r"RMSprop: alpha=-0.1 must"),
         (lambda: optim.SGD([], 0.1), r"SGD: there are no parameters; pass model.parameters"),
-        (lambda: optim.SGD(W, 0.1), r"SGD: params is one Tensor; pass a list"),
+        (lambda: optim.SGD(W, 0.1), r"SGD: params is one Tensor; pass model.param"),
         (lambda: optim.SGD([W, V, W], 0.1), r"a parameter of shape \(3,\) is given twice"),
         (lambda: optim.SGD([{"params": [W]}, {"params": W}], 0.1), r"given twice"),
         (lambda: optim.SGD([{"params": []}], 0.1), r"SGD: group 0 has no parameters"),

@@ -268,13 +268,34 @@ def test_a_loss_that_is_not_finite(bad: float) -> None:
     t = trainer(0.25)
     with np.errstate(invalid="ignore"), pytest.raises(TrainingError) as caught:
         t.fit(broken, epochs=2)
-    message = str(caught.value)
-    assert message.startswith(
-        "epoch 1, step 4: the loss is nan at a learning rate of 0.25; lower it"
+    assert str(caught.value) == (
+        "epoch 1, step 4: the loss is nan: so are numbers in the images; check the data"
     )
-    assert "0.025" in message
-    assert "clip_grad_norm=1.0" in message
     assert np.isfinite(t.model.fc.weight.numpy()).all(), "the weights are those before that batch"
+
+
+def test_a_loss_that_diverges() -> None:
+    with np.errstate(all="ignore"), pytest.raises(TrainingError) as caught:
+        trainer(1e20).fit(batches(), epochs=2)
+    message = str(caught.value)
+    assert "at a learning rate of 1e+20; lower it (to 1e+19, say)" in message
+    assert "Trainer(clip_grad_norm=1.0)" in message
+
+
+def test_parts_that_do_not_fit_together() -> None:
+    model, x = trainer().model, np.ones((1, 1), np.float32)
+    mine = optim.SGD(model.parameters(), 0.1)
+    for arguments, options, message in (
+        ((1, mine), {}, "the model is a int"),
+        ((model, "adam"), {}, "optimizer='adam' must be one of gpuconv.optim"),
+        ((model, optim.SGD([nn.Parameter(x)], 0.1)), {}, "none of the optimizer's parameters is"),
+        ((model, mine), {"loss": "mse"}, "loss='mse' must be a function"),
+        ((model, mine), {"loss": nn.MSELoss}, r"such as .* nn.CrossEntropyLoss\(\)"),
+        ((model, mine), {"callbacks": TerminateOnNaN()}, "must be a list of callbacks"),
+        ((model, mine), {"callbacks": [TerminateOnNaN]}, "must be a list of callbacks"),
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            Trainer(*arguments, **options)
 
 
 def test_terminate_on_nan_ends_regularly(tmp_path: Path) -> None:

@@ -32,13 +32,15 @@ class Images(Protocol):
 class Dataset:
     """Images (N, C, H, W), uint8 or floating, and their labels (N,), int64, indices into `classes`.
 
+    Without `classes` they are called "0", "1", ... up to the largest label.
+
     Raises `ArgumentError` if the shapes do not agree or a label has no class, and `DtypeError` for
     images that are neither uint8 nor floating, or labels that are not integers.
     """
 
     images: Images
     labels: np.ndarray
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
     name: str = "dataset"
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class Dataset:
                 f"{self.name}: labels of shape {labels.shape} for {images.shape[0]} images,"
                 f" must be ({images.shape[0]},)"
             )
+        if not classes and labels.size:
+            classes = tuple(str(i) for i in range(int(labels.max()) + 1))
         wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
         if wrong.size:
             raise ArgumentError(
@@ -104,8 +108,8 @@ class Dataset:
         first = round(fraction * count) if 0 < fraction < 1 else 0
         if not 0 < first < count:
             raise ArgumentError(
-                f"{self.name}: split({fraction}) of {count} items, both parts must have some;"
-                " fraction is over 0 and under 1"
+                f"{self.name}: {count} items split by the fraction {fraction} leave a part empty;"
+                " add items, or use a fraction between 0 and 1"
             )
         order = np.random.default_rng(seed).permutation(count)
         return self.subset(np.sort(order[:first])), self.subset(np.sort(order[first:]))
@@ -139,6 +143,8 @@ def fashion_mnist(split: str = "train") -> Dataset:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     folders = [cache / "gpuconv" / "fashion-mnist", Path("/usr/share/datasets/fashion-mnist")]
     if own := os.environ.get("GPUCONV_DATA"):
+        if not Path(own).is_dir():
+            raise FileError(f"GPUCONV_DATA={own!r} is no folder; set it to one, or unset it")
         # The folder itself comes second: MNIST, whose files have the same names, may lie in it.
         folders[:0] = [Path(own, "fashion-mnist"), Path(own)]
     for folder in folders:

@@ -61,6 +61,8 @@ def read_image(
             pixels = np.asarray(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FileError(f"{path}: size: {error}; make the image smaller") from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except _BROKEN as error:
         raise FileError(
             f"{path}: not a readable image ({error or type(error).__name__});"

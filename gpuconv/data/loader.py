@@ -49,6 +49,11 @@ class DataLoader:
         transform: Transform | None = None,
         prefetch: int = 2,
     ) -> None:
+        if isinstance(dataset, (tuple, list, np.ndarray)) or not hasattr(dataset, "__len__"):
+            raise ArgumentError(
+                f"DataLoader: a {type(dataset).__name__} is no dataset; wrap the arrays with"
+                " gpuconv.data.Dataset(images, labels)"
+            )
         self.dataset = dataset
         self.batch_size = _check_int("batch_size", batch_size, 1)
         self.shuffle = bool(shuffle)

@@ -17,12 +17,14 @@ Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 @dataclass(frozen=True)
 class ToFloat:
-    """uint8 in 0..255 to float32 in 0..1. Raises `DtypeError` for images that are not uint8."""
+    """uint8 in 0..255 to `dtype` in 0..1. Raises `DtypeError` for images that are not uint8."""
+
+    dtype: str = "float32"
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if images.dtype != np.uint8:
             raise DtypeError(f"ToFloat: images are {images.dtype}, must be uint8; leave it out")
-        return images.astype(np.float32) / np.float32(255)
+        return images.astype(self.dtype) / np.dtype(self.dtype).type(255)
 
 
 @dataclass(frozen=True)

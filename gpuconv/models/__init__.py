@@ -1,6 +1,6 @@
 """Models by name, for images (N, C, H, W): each a function that builds one, freshly initialised."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpuconv.errors import ArgumentError
@@ -17,3 +17,14 @@ def create(name: str, **options: Any) -> Module:
     if name not in _BUILDERS:
         raise ArgumentError(f"model {name!r} is unknown; use one of {', '.join(NAMES)}")
     return _BUILDERS[name](**options)
+
+
+def for_images(name: str, num_classes: int, shape: Sequence[int]) -> Module:
+    """The model called `name` for images of `shape` (C, H, W)."""
+    channels, height, width = shape
+    options: dict[str, Any] = {"num_classes": num_classes, "in_channels": channels}
+    if name == "lenet5":  # its size is built in
+        if height != width:
+            raise ArgumentError(f"lenet5 takes square images, not {height} x {width}; resize them")
+        options["image_size"] = height
+    return create(name, **options)

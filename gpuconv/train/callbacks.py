@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gpuconv.errors import ArgumentError, TrainingError
+from gpuconv.errors import ArgumentError, Error, TrainingError
 from gpuconv.files import StrPath, write_atomically
 from gpuconv.train import checkpoint
 from gpuconv.train.history import History, check_column, is_number, mode_of
@@ -237,9 +237,20 @@ class CurvePlot(Callback):
     def __init__(self, path: StrPath) -> None:
         self.path = Path(path)
 
-    def on_epoch_end(self, trainer: "Trainer") -> None:
+    def on_train_begin(self, trainer: "Trainer") -> None:
         if find_spec("matplotlib") is None:
             _log.info("%s is not drawn: install gpuconv[viz]", self.path)
+            return
+        try:  # now, and not after an epoch
+            import matplotlib.figure as figure
+        except ImportError as error:
+            raise Error(
+                f"matplotlib is installed but does not import ({error}); reinstall or remove it"
+            ) from error
+        assert figure
+
+    def on_epoch_end(self, trainer: "Trainer") -> None:
+        if find_spec("matplotlib") is None:
             return
         write_atomically(self.path, curves(trainer.history, self.path.suffix[1:] or "png"))
 

@@ -1,8 +1,9 @@
 """The `Trainer`: fits a model to batches, evaluates it and predicts with it."""
 
 import math
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from gpuconv import random
 from gpuconv.autograd import Tensor, no_grad
-from gpuconv.backends import is_array, to_device
+from gpuconv.backends import backend_of, is_array, to_device
 from gpuconv.errors import ArgumentError, FileError, TrainingError
 from gpuconv.files import StrPath
 from gpuconv.nn.module import Module
@@ -54,6 +55,34 @@ class Running:
         return {"loss": self.loss / self.images, "accuracy": accuracy}
 
 
+def _check_parts(model: Any, optimizer: Any, loss: Any, callbacks: Any) -> None:
+    """ArgumentError for the mix-ups that would otherwise show far from here, or never."""
+    if not isinstance(model, Module):
+        raise ArgumentError(f"Trainer: the model is a {type(model).__name__}, not an nn.Module")
+    if optimizer is not None:
+        if not isinstance(optimizer, Optimizer):
+            raise ArgumentError(
+                f"Trainer: optimizer={optimizer!r} must be one of gpuconv.optim, made with "
+                f"model.parameters()"
+            )
+        mine = {id(p) for p in model.parameters()}
+        if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+            raise ArgumentError(
+                "Trainer: none of the optimizer's parameters is the model's; make the optimizer "
+                "with the parameters() of this model"
+            )
+    if isinstance(loss, type) or not callable(loss):
+        raise ArgumentError(
+            f"Trainer: loss={loss!r} must be a function (output, labels), such as "
+            f"gpuconv.cross_entropy or nn.CrossEntropyLoss()"
+        )
+    if isinstance(callbacks, Callback) or not all(isinstance(c, Callback) for c in callbacks):
+        raise ArgumentError(
+            f"Trainer: callbacks={callbacks!r} must be a list of callbacks, each made with its "
+            f"arguments"
+        )
+
+
 class Trainer:
     """Trains `model` by `optimizer` on the mean loss of batches.
 
@@ -71,7 +100,7 @@ class Trainer:
         optimizer: Optimizer | None,
         loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
         schedule: Schedule | None = None,
-        callbacks: Iterable[Callback] = (),
+        callbacks: Sequence[Callback] = (),
         device: str | None = None,
         clip_grad_norm: float | None = None,
         progress: bool | str = "auto",
@@ -80,6 +109,7 @@ class Trainer:
             raise ArgumentError(
                 "Trainer: the schedule is of another optimizer; make it with this one"
             )
+        _check_parts(model, optimizer, loss, callbacks)
         if clip_grad_norm is not None and not clip_grad_norm > 0:
             raise ArgumentError(
                 f"Trainer: clip_grad_norm={clip_grad_norm!r} must be above 0, or None"
@@ -140,6 +170,8 @@ class Trainer:
             if not any(callback.on_failure(self, error) for callback in self.callbacks):
                 raise
             self.stop(str(error))
+        if self.history.stopped and self.progress is not False:
+            print(f"stopped: {self.history.stopped}", file=sys.stderr, flush=True)
         self._call("on_train_end")
         return self.history
 
@@ -190,10 +222,12 @@ class Trainer:
         loss = self.loss(output, t)
         value = float(loss.item())
         if not math.isfinite(value):
+            where = f"epoch {self.epoch + 1}, step {self.step + 1}: the loss is {value}"
+            if not bool(backend_of(x.data).xp.isfinite(x.data).all()):
+                raise TrainingError(f"{where}: so are numbers in the images; check the data")
             raise TrainingError(
-                f"epoch {self.epoch + 1}, step {self.step + 1}: the loss is {value} at a learning "
-                f"rate of {lr:.4g}; lower it (to {lr / 10:.2g}, say), or clip the gradients with "
-                f"clip_grad_norm=1.0"
+                f"{where} at a learning rate of {lr:.4g}; lower it (to {lr / 10:.2g}, say), or "
+                f"clip the gradients, with Trainer(clip_grad_norm=1.0)"
             )
         loss.backward()
         if self.clip_grad_norm is not None:

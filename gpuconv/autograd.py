@@ -80,17 +80,22 @@ class Function:
         """Compute; a Tensor among the inputs gives a Tensor, arrays alone give an array."""
         if not isinstance(self, Function):
             raise GraphError("apply belongs to an instance: write MyFunction().apply(x)")
+        if self.number >= 0:
+            raise GraphError(
+                f"this {type(self).__name__} was applied before: an instance is one node of one "
+                f"graph; make a new one for each call"
+            )
         arrays = [_raw(value) for value in inputs]
         be = self.be = backend_of(*arrays)
         if not any(isinstance(value, Tensor) for value in inputs):
             self.needs = (False,) * len(inputs)
-            return self.forward(be, *arrays)
+            return _array(self.forward(be, *arrays))
         wanted = tuple(isinstance(v, Tensor) and v.requires_grad for v in inputs)
         if not (any(wanted) and _recording.get()):
             self.needs = (False,) * len(inputs)
-            return Tensor(self.forward(be, *arrays))
+            return Tensor(_array(self.forward(be, *arrays)))
         self.needs = wanted
-        y = self.forward(be, *arrays)
+        y = _array(self.forward(be, *arrays))
         self.edges = tuple(
             (v._node or v) if w else None for v, w in zip(inputs, wanted, strict=True)
         )
@@ -243,7 +248,7 @@ class Tensor:
                     f"{self.shape}; they must agree"
                 )
         if self._node is None:
-            self._accumulate(gy)
+            self._accumulate(gy.copy())
         else:
             _run_backward(self._node, gy)
 
@@ -254,7 +259,7 @@ class Tensor:
                 f"{self.shape}; the Function that made it is wrong"
             )
         if self.grad is not None:
-            g = self.grad.data + g
+            g = _array(self.grad.data + g)
         elif 0 in g.strides and g.size > 1:
             g = g.copy()  # a broadcast view: give the user a real array
         self.grad = Tensor(g)
@@ -311,7 +316,7 @@ class Tensor:
     def _compare(self, other: Any, compare: Callable[[Any, Any], Any]) -> "Tensor":
         a, b = self.data, _raw(other)
         backend_of(a, b)
-        return Tensor(compare(a, b))
+        return Tensor(_array(compare(a, b)))
 
     def __eq__(self, other: Any) -> Any:
         return self._compare(other, operator.eq)
@@ -430,7 +435,29 @@ def _raw(value: Any) -> Any:
     return from_foreign(value)
 
 
+def _array(value: Any) -> Any:
+    """NumPy's arithmetic turns arrays of no axes into scalars: those become arrays again."""
+    return np.asarray(value) if isinstance(value, np.generic) else value
+
+
+def _check_not_freed(root: Function) -> None:
+    """Before anything is accumulated: a graph that is freed in part gives no half gradients."""
+    seen, todo = {root}, [root]
+    while todo:
+        node = todo.pop()
+        if node.freed:
+            raise GraphError(
+                "backward: this graph was freed by an earlier backward; compute the loss again, "
+                "or add the losses and call backward once"
+            )
+        for edge in node.edges:
+            if isinstance(edge, Function) and edge not in seen:
+                seen.add(edge)
+                todo.append(edge)
+
+
 def _run_backward(root: Function, gy: Array) -> None:
+    _check_not_freed(root)
     waiting: dict[Function, Array] = {root: gy}
     owned: set[Function] = set()  # nodes whose gradient is a sum made here, so safe to add to
     heap = [(-root.number, root)]
@@ -438,12 +465,7 @@ def _run_backward(root: Function, gy: Array) -> None:
         _, node = heapq.heappop(heap)
         gy = waiting.pop(node)
         owned.discard(node)
-        if node.freed:
-            raise GraphError(
-                "backward: this graph was freed by an earlier backward; compute the loss again, "
-                "or add the losses and call backward once"
-            )
-        grads = node.backward(node.be, gy)
+        xp, grads = node.be.xp, node.backward(node.be, gy)
         if not isinstance(grads, tuple):
             grads = (grads,)
         edges, needs = node.edges, node.needs
@@ -461,15 +483,17 @@ def _run_backward(root: Function, gy: Array) -> None:
                 raise GraphError(
                     f"{name}.backward returned None for an input that needs a gradient"
                 )
+            g = _array(g)
             if isinstance(edge, Tensor):
-                edge._accumulate(g)
+                # An array passed on as it came may go to others too: a leaf gets its own.
+                edge._accumulate(g.copy() if xp.may_share_memory(g, gy) else g)
             elif edge not in waiting:
                 waiting[edge] = g
                 heapq.heappush(heap, (-edge.number, edge))
             elif edge in owned:
                 waiting[edge] += g
             else:
-                waiting[edge] = waiting[edge] + g
+                waiting[edge] = _array(waiting[edge] + g)
                 owned.add(edge)
         del edges, grads
 

@@ -7,7 +7,7 @@ object.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -94,7 +94,7 @@ class ConvSpec:
             _frozen(padding),
             _frozen(dilation),
             groups,
-            padding_mode,
+            _frozen(padding_mode),
         )
 
     @staticmethod
@@ -259,6 +259,11 @@ def _infer_transposed(
             )
     kernel, size = w_shape[2:], x_shape[2:]
     if padding == "same":
+        if any(extra):
+            raise ArgumentError(
+                f"{op}: output_padding={output_padding!r} has no place beside padding='same', "
+                f"which gives in * stride; leave one of them out"
+            )
         # The output is in * stride, the size whose strided "same" convolution gives the input back.
         target = tuple(n * s for n, s in zip(size, strides, strict=True))
         pads = _pads(op, padding, target, kernel, strides, dilations)
@@ -378,6 +383,8 @@ def _groups(op: str, groups: Any, channels: dict[str, int]) -> int:
 
 
 def _check_ranks(op: str, x_shape: Ints, w_shape: Ints, layout: str) -> None:
+    if not all(type(n) is int for n in (*x_shape, *w_shape)):
+        raise ArgumentError(f"{op}: the shapes {x_shape} and {w_shape} must be integers")
     if len(x_shape) not in (3, 4, 5) or len(w_shape) != len(x_shape):
         raise ArgumentError(
             f"{op}: the input {x_shape} and the weight {w_shape} must both have 3, 4 or 5 axes, as "
@@ -405,4 +412,21 @@ def _frozen(value: Any) -> Any:
         return value
     if isinstance(value, Sequence):
         return tuple(_frozen(v) for v in value)
+    if hasattr(value, "tolist"):  # NumPy's numbers and arrays
+        return _frozen(value.tolist())
+    if not isinstance(value, Hashable):
+        raise ArgumentError(f"{value!r:.60} is no number, no tuple of numbers and no name")
     return value
+
+
+def axes(op: str, axis: Any, ndim: int) -> Ints:
+    """`axis`, an integer or several, as numbers from 0; ArgumentError if not there, or twice."""
+    try:
+        several = isinstance(axis, Sequence) and not isinstance(axis, str)
+        given = tuple(operator.index(a) for a in (axis if several else (axis,)))
+    except TypeError:
+        raise ArgumentError(f"{op}: axis {axis!r} must be an integer or a tuple of them") from None
+    found = tuple(a % ndim for a in given if -ndim <= a < ndim)
+    if len(found) != len(given) or len(set(found)) != len(found):
+        raise ArgumentError(f"{op}: axis {axis!r} is out of range, or named twice, for {ndim} axes")
+    return found

@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 
 from gpuconv.errors import ArgumentError
@@ -100,3 +101,19 @@ def test_pool_errors() -> None:
     ):
         with pytest.raises(ArgumentError, match=message):
             PoolSpec.infer(*arguments)
+
+
+def test_arguments_may_be_numpy_numbers_and_nothing_unhashable() -> None:
+    x, w = (1, 2, 5, 5), (3, 2, 3, 3)
+    spec = ConvSpec.infer(x, w, np.array([1, 2]), np.array(1))
+    assert spec == ConvSpec.infer(x, w, (1, 2), 1)
+    for arguments in ({"padding": {1}}, {"padding_mode": ["zeros"]}, {"stride": {"a": 1}}):
+        with pytest.raises(ArgumentError):
+            ConvSpec.infer(x, w, **arguments)
+    with pytest.raises(ArgumentError, match="must be integers"):
+        ConvSpec.infer((1, 2, 5.0, 5), w)
+
+
+def test_transposed_same_and_output_padding_exclude_each_other() -> None:
+    with pytest.raises(ArgumentError, match="output_padding=1 has no place beside padding='same'"):
+        ConvSpec.infer_transposed((1, 2, 5), (2, 3, 4), 3, "same", 1)

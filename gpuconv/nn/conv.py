@@ -4,6 +4,7 @@ A superset in one thing: `padding` also takes one (before, after) pair an axis, 
 stride and kernel. `dtype` (float32 unless given) is that of the parameters, and so of the inputs.
 """
 
+from collections.abc import Sequence
 from math import prod, sqrt
 from typing import Any
 
@@ -167,10 +168,13 @@ class _TransposedConv(_Conv):
         if output_size is None or len(x.shape) != self.nd + 2:
             return self.output_padding
         layer = type(self).__name__
+        if isinstance(output_size, Sequence) and len(output_size) == self.nd + 2:
+            output_size = output_size[2:]  # torch takes the whole shape too
         wanted = ints(layer, "output_size", output_size, self.nd, least=1)
         least = self._spec(tuple(x.shape), (0,) * self.nd).x_shape[2:]
         most = tuple(
-            n + max(s, d) - 1 for n, s, d in zip(least, self.stride, self.dilation, strict=True)
+            n + (0 if self.padding == "same" else max(s, d) - 1)
+            for n, s, d in zip(least, self.stride, self.dilation, strict=True)
         )
         if any(not lo <= n <= hi for lo, n, hi in zip(least, wanted, most, strict=True)):
             raise ArgumentError(

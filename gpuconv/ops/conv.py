@@ -11,6 +11,8 @@ from gpuconv.autograd import Function
 from gpuconv.backends import Array, Backend
 from gpuconv.errors import ArgumentError
 from gpuconv.ops.dtypes import check_dtypes
+from gpuconv.ops.reduce import row_sums
+from gpuconv.reference.conv import is_channels_last
 from gpuconv.shapes import ConvSpec, IntOrInts, Padding
 
 
@@ -78,7 +80,8 @@ class ConvGradInput(Function):
         op = f"conv{self.spec.nd}d_grad_input"
         check_dtypes(op, gy=gy, weight=w)
         check_gy(op, gy, self.spec)
-        self.gy, self.w = gy, w
+        self.gy = gy if self.needs[1] else None
+        self.w = w if self.needs[0] else None
         return be.conv_grad_input(self.spec, gy, w)
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
@@ -99,7 +102,8 @@ class ConvGradWeight(Function):
         op = f"conv{self.spec.nd}d_grad_weight"
         check_dtypes(op, gy=gy, x=x)
         check_gy(op, gy, self.spec)
-        self.gy, self.x = gy, x
+        self.gy = gy if self.needs[1] else None
+        self.x = x if self.needs[0] else None
         return be.conv_grad_weight(self.spec, gy, x)
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
@@ -112,6 +116,8 @@ class ConvGradWeight(Function):
 
 def bias_gradient(gy: Array) -> Array:
     """gb (K,): gy (N, K, *out) summed over all but the channels."""
+    if is_channels_last(gy):
+        return row_sums(gy.transpose(0, *range(2, gy.ndim), 1).reshape(-1, gy.shape[1]))
     return gy.sum(axis=(0, *range(2, gy.ndim)))
 
 

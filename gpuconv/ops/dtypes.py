@@ -6,6 +6,11 @@ from gpuconv.errors import DtypeError
 
 def check_dtypes(op: str, **arrays: Array | None) -> None:
     """DtypeError unless all arrays (None skipped) share one floating-point dtype."""
+    for name, array in arrays.items():
+        if not hasattr(array, "dtype") and (array is not None or name in ("x", "gy")):
+            raise DtypeError(
+                f"{op}: {name} is {array!r:.40}, not an array; wrap it with gpuconv.tensor(...)"
+            )
     given = {name: array.dtype for name, array in arrays.items() if array is not None}
     first = next(iter(given.values()))
     for name, dtype in given.items():

@@ -1,6 +1,6 @@
 """Elementwise arithmetic with NumPy's broadcasting: a broadcast input's gradient is summed back."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,19 +42,32 @@ class Like:
 
 
 class _Binary(Function):
-    """Keeps both inputs; `partial(i, ...)` gives the gradient by input i before unbroadcasting."""
+    """`partial(i, ...)` gives the gradient by input i before unbroadcasting.
+
+    `reads[i]` says which inputs that partial needs to see again: no other is kept in memory.
+    """
+
+    reads: ClassVar[tuple[tuple[int, ...], tuple[int, ...]]] = ((0, 1), (0, 1))
+    a: Any
+    b: Any
 
     def forward(self, be: Backend, a: Any, b: Any) -> Array:
         check_shapes(type(self).__name__.lower(), a, b)
-        self.a, self.b = a, b
-        return be.xp.asarray(self.compute(be.xp, a, b))
+        kept = {i for j, reads in enumerate(self.reads) if self.needs[j] for i in reads}
+        self.a = a if 0 in kept else None
+        self.b = b if 1 in kept else None
+        self.like = tuple(Like(v) if n else None for v, n in zip((a, b), self.needs, strict=True))
+        return self.compute(be.xp, a, b)
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
-        inputs = (self.a, self.b)
         return tuple(
-            unbroadcast(be.xp.asarray(self.partial(be.xp, i, gy)), inputs[i]) if needed else None
-            for i, needed in enumerate(self.needs)
+            None if like is None else unbroadcast(be.xp.asarray(self.partial(be.xp, i, gy)), like)
+            for i, like in enumerate(self.like)
         )
+
+    def both(self, i: int) -> tuple[Any, Any]:
+        """Input i and the other one."""
+        return (self.a, self.b) if i == 0 else (self.b, self.a)
 
     def compute(self, xp: Any, a: Any, b: Any) -> Array:
         raise NotImplementedError
@@ -68,7 +81,7 @@ class Add(Function):
         check_shapes("add", a, b)
         # Only shapes are kept: a sum must not hold its terms in memory.
         self.like = tuple(Like(v) if n else None for v, n in zip((a, b), self.needs, strict=True))
-        return be.xp.asarray(a + b)
+        return a + b
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
         return tuple(None if like is None else unbroadcast(gy, like) for like in self.like)
@@ -78,7 +91,7 @@ class Subtract(Function):
     def forward(self, be: Backend, a: Any, b: Any) -> Array:
         check_shapes("subtract", a, b)
         self.like = tuple(Like(v) if n else None for v, n in zip((a, b), self.needs, strict=True))
-        return be.xp.asarray(a - b)
+        return a - b
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
         a, b = self.like
@@ -89,6 +102,8 @@ class Subtract(Function):
 
 
 class Multiply(_Binary):
+    reads = ((1,), (0,))
+
     def compute(self, xp: Any, a: Any, b: Any) -> Array:
         return a * b
 
@@ -97,6 +112,8 @@ class Multiply(_Binary):
 
 
 class Divide(_Binary):
+    reads = ((1,), (0, 1))
+
     def compute(self, xp: Any, a: Any, b: Any) -> Array:
         return a / b
 
@@ -111,7 +128,9 @@ class Power(_Binary):
     def partial(self, xp: Any, i: int, gy: Array) -> Array:
         a, b = self.a, self.b
         if i == 0:
-            return gy * (b * a ** (b - 1))
+            # Where b is 0 the gradient is 0, also where a ** (b - 1) would be infinite.
+            some = xp.where(b == 0, xp.ones_like(b), b) if hasattr(b, "shape") else b or 1
+            return gy * (b * a ** (some - 1))
         base = xp.asarray(a)
         # d/db a**b = a**b log a, and 0 where a is 0, as PyTorch has it.
         log = xp.log(xp.where(base == 0, xp.ones_like(base), base))
@@ -125,7 +144,7 @@ class Maximum(_Binary):
         return xp.maximum(a, b)
 
     def partial(self, xp: Any, i: int, gy: Array) -> Array:
-        mine, other = (self.a, self.b) if i == 0 else (self.b, self.a)
+        mine, other = self.both(i)
         return xp.where(mine == other, gy * 0.5, gy * (mine > other))
 
 
@@ -136,7 +155,7 @@ class Minimum(_Binary):
         return xp.minimum(a, b)
 
     def partial(self, xp: Any, i: int, gy: Array) -> Array:
-        mine, other = (self.a, self.b) if i == 0 else (self.b, self.a)
+        mine, other = self.both(i)
         return xp.where(mine == other, gy * 0.5, gy * (mine < other))
 
 

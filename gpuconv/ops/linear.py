@@ -8,6 +8,7 @@ from gpuconv.backends import Array, Backend
 from gpuconv.errors import ArgumentError
 from gpuconv.ops.dtypes import check_dtypes
 from gpuconv.ops.elementwise import unbroadcast
+from gpuconv.ops.reduce import row_sums
 
 
 class MatMul(Function):
@@ -57,7 +58,9 @@ class Linear(Function):
             )
         if b is not None and b.shape != w.shape[:1]:
             raise ArgumentError(f"linear: the bias {b.shape} must be ({w.shape[0]},)")
-        self.x, self.w = x, w
+        self.x: Any = x if self.needs[1] else None
+        self.w: Any = w if self.needs[0] else None
+        self.w_shape = w.shape
         self.macs = prod(x.shape) * w.shape[0]
         y = be.xp.matmul(x, w.T)
         if b is not None:
@@ -69,8 +72,8 @@ class Linear(Function):
         need_x, need_w, need_b = self.needs
         return (
             be.xp.matmul(gy, self.w) if need_x else None,
-            be.xp.matmul(rows.T, self.x.reshape(-1, self.x.shape[-1])) if need_w else None,
-            rows.sum(axis=0) if need_b else None,
+            be.xp.matmul(rows.T, self.x.reshape(-1, self.w_shape[1])) if need_w else None,
+            row_sums(rows) if need_b else None,
         )
 
 

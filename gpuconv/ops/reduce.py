@@ -6,6 +6,7 @@ from typing import Any
 from gpuconv.autograd import Function
 from gpuconv.backends import Array, Backend
 from gpuconv.errors import ArgumentError
+from gpuconv.shapes import axes
 
 Axis = int | tuple[int, ...] | None
 
@@ -16,24 +17,18 @@ class _Reduction(Function):
 
     def axes(self, x: Array) -> tuple[int, ...]:
         """The axes as positive numbers; ArgumentError for one that x does not have."""
-        axes = range(x.ndim) if self.axis is None else self.axis
-        axes = (axes,) if isinstance(axes, int) else tuple(axes)
-        for axis in axes:
-            if not -x.ndim <= axis < x.ndim:
-                raise ArgumentError(
-                    f"{type(self).__name__.lower()}: axis {axis} is out of range for {x.shape}"
-                )
-        return tuple(axis % x.ndim for axis in axes)
+        axis = range(x.ndim) if self.axis is None else self.axis
+        return axes(type(self).__name__.lower(), axis, x.ndim)
 
     def expand(self, be: Backend, g: Array) -> Array:
         """`g` with the reduced axes back, each of size 1."""
         return be.xp.asarray(g).reshape(self.kept)
 
     def remember(self, x: Array) -> tuple[int, ...]:
-        axes = self.axes(x)
+        over = self.axes(x)
         self.shape = x.shape
-        self.kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-        return axes
+        self.kept = tuple(1 if i in over else n for i, n in enumerate(x.shape))
+        return over
 
 
 class Sum(_Reduction):
@@ -46,9 +41,9 @@ class Sum(_Reduction):
 
 class Mean(_Reduction):
     def forward(self, be: Backend, x: Array) -> Array:
-        axes = self.remember(x)
-        self.count = prod(x.shape[a] for a in axes)
-        return be.xp.asarray(x.mean(axis=axes, keepdims=self.keepdims))
+        over = self.remember(x)
+        self.count = prod(x.shape[a] for a in over)
+        return be.xp.asarray(x.mean(axis=over, keepdims=self.keepdims))
 
     def backward(self, be: Backend, gy: Array) -> Array:
         return be.xp.broadcast_to(self.expand(be, gy / self.count), self.shape)
@@ -62,15 +57,15 @@ class Var(_Reduction):
         self.correction = correction
 
     def forward(self, be: Backend, x: Array) -> Array:
-        axes = self.remember(x)
-        self.count = prod(x.shape[a] for a in axes) - self.correction
+        over = self.remember(x)
+        self.count = prod(x.shape[a] for a in over) - self.correction
         if self.count < 1:
             raise ArgumentError(
                 f"var: {self.count + self.correction} values and correction={self.correction} "
                 f"leave nothing to divide by; use a smaller correction"
             )
-        self.centred = x - x.mean(axis=axes, keepdims=True)
-        total = (self.centred * self.centred).sum(axis=axes, keepdims=self.keepdims)
+        self.centred = x - x.mean(axis=over, keepdims=True)
+        total = (self.centred * self.centred).sum(axis=over, keepdims=self.keepdims)
         return be.xp.asarray(total / self.count)
 
     def backward(self, be: Backend, gy: Array) -> Array:
@@ -83,12 +78,14 @@ class _Extremum(_Reduction):
     name = ""
 
     def forward(self, be: Backend, x: Array) -> Array:
-        axes = self.remember(x)
-        y = be.xp.asarray(getattr(x, self.name)(axis=axes, keepdims=True))
-        self.x, self.y, self.over = x, y, axes
+        over = self.remember(x)
+        if not x.size:
+            raise ArgumentError(f"{self.name}: of no values, in an array of shape {x.shape}")
+        y = be.xp.asarray(getattr(x, self.name)(axis=over, keepdims=True))
+        self.x, self.y, self.over = x, y, over
         if self.keepdims:
             return y
-        return y.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes))
+        return y.reshape(tuple(n for i, n in enumerate(x.shape) if i not in over))
 
     def backward(self, be: Backend, gy: Array) -> Array:
         hit = self.x == self.y
@@ -102,6 +99,16 @@ class Max(_Extremum):
 
 class Min(_Extremum):
     name = "min"
+
+
+def row_sums(rows: Array) -> Array:
+    """(K,): rows (M, K) summed over M in two stages, which keeps float32's rounding small.
+
+    Along a leading axis NumPy adds row after row, and the error of such a sum grows with M.
+    """
+    whole = rows.shape[0] // 128 * 128
+    blocks = rows[:whole].reshape(-1, 128, rows.shape[1]).sum(axis=1)
+    return blocks.sum(axis=0) + rows[whole:].sum(axis=0)
 
 
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:

@@ -89,8 +89,14 @@ def _resample(be: Backend, x: Array, taps: Sequence[Taps | None]) -> Array:
     return y.transpose(0, nd + 1, *range(1, nd + 1)) if last else y
 
 
-def nearest_taps(size: int, out: int, scale: float) -> Taps:
-    """Output i is input floor(i * scale), the product rounded to float32 as PyTorch has it."""
+def nearest_taps(size: int, out: int, scale: float, several_axes: bool) -> Taps:
+    """Output i is input floor(i * scale), the product rounded to float32 as PyTorch has it.
+
+    On two or more axes PyTorch takes sizes that are equal or exactly doubled for scales of 1 and 2,
+    whatever the factor was that led to them.
+    """
+    if several_axes and out in (size, 2 * size):
+        scale = size / out
     source = np.floor(np.arange(out, dtype=np.float32) * np.float32(scale)).astype(np.int64)
     return Taps(np.minimum(source, size - 1)[:, None], np.ones((out, 1)), size)
 
@@ -157,7 +163,7 @@ def interpolate(
         raise ArgumentError(f"{op}: align_corners has no meaning for mode='nearest'; leave it out")
     outs, scales = _sizes(op, shape[2:], size, scale_factor)
     taps = [
-        nearest_taps(n, out, scale)
+        nearest_taps(n, out, scale, len(outs) > 1)
         if mode == "nearest"
         else linear_taps(n, out, scale, align_corners)
         for n, out, scale in zip(shape[2:], outs, scales, strict=True)

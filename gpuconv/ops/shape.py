@@ -8,7 +8,7 @@ from gpuconv.autograd import Function, Tensor
 from gpuconv.backends import Array, Backend
 from gpuconv.errors import ArgumentError, DtypeError
 from gpuconv.ops.elementwise import Like, unbroadcast
-from gpuconv.shapes import PADDING_MODES, Pads
+from gpuconv.shapes import PADDING_MODES, Pads, axes as axes_of, ints
 
 
 class Reshape(Function):
@@ -156,9 +156,9 @@ def transpose(x: Any, *axes: Any) -> Any:
 def squeeze(x: Any, axis: int | Sequence[int] | None = None) -> Any:
     """Without the axes of size 1 (those named, or all)."""
     shape, nd = x.shape, len(x.shape)
-    axes = range(nd) if axis is None else (axis,) if isinstance(axis, int) else axis
-    gone = {a % nd for a in axes if shape[a] == 1}
-    if axis is not None and len(gone) != len(tuple(axes)):
+    axes = axes_of("squeeze", range(nd) if axis is None else axis, nd)
+    gone = {a for a in axes if shape[a] == 1}
+    if axis is not None and len(gone) != len(axes):
         raise ArgumentError(f"squeeze: axis {axis} of shape {shape} is not of size 1")
     return reshape(x, tuple(n for i, n in enumerate(shape) if i not in gone))
 
@@ -194,7 +194,8 @@ def pad(x: Any, padding: Sequence[int], mode: str = "zeros", value: float = 0.0)
     Negative numbers crop, with zeros only.
     """
     mode = "zeros" if mode == "constant" else mode
-    nd, given = len(x.shape) - 2, tuple(padding)
+    nd = len(x.shape) - 2
+    given = ints("pad", "padding", padding, len(padding), least=-(1 << 40))
     if mode not in PADDING_MODES:
         raise ArgumentError(f"pad: mode={mode!r} is unknown; use one of {PADDING_MODES}")
     if len(given) % 2 or len(given) > 2 * nd:
@@ -204,7 +205,7 @@ def pad(x: Any, padding: Sequence[int], mode: str = "zeros", value: float = 0.0)
         )
     pairs = [given[i : i + 2] for i in range(0, len(given), 2)]
     pairs += [(0, 0)] * (nd - len(pairs))
-    pads = tuple((int(lo), int(hi)) for lo, hi in reversed(pairs))
+    pads = tuple((lo, hi) for lo, hi in reversed(pairs))
     for axis, (n, (lo, hi)) in enumerate(zip(x.shape[2:], pads, strict=True)):
         limit = {"reflect": n - 1, "circular": n}.get(mode)
         if n + lo + hi < 1 or (mode != "zeros" and min(lo, hi) < 0):
@@ -235,12 +236,13 @@ def stack(arrays: Sequence[Any], axis: int = 0) -> Any:
     _check_joined("stack", arrays)
     if len({tuple(a.shape) for a in arrays}) > 1:
         raise ArgumentError(f"stack: shapes {[tuple(a.shape) for a in arrays]} differ")
+    (axis,) = axes_of("stack", axis, len(arrays[0].shape) + 1)
     return Stack(axis).apply(*arrays)
 
 
 def flip(x: Any, axis: int | tuple[int, ...]) -> Any:
     """x with the order along `axis` reversed."""
-    return Flip(axis).apply(x)
+    return Flip(axes_of("flip", axis, len(x.shape))).apply(x)
 
 
 def _check_joined(op: str, arrays: Sequence[Any]) -> None:

@@ -97,7 +97,12 @@ class Conv:
         if not any(lo or hi for lo, hi in pads):
             return x
         if mode != "zeros":
-            return self.xp.pad(x, ((0, 0), (0, 0), *pads), mode=_NUMPY_MODE[mode])
+            padded = self.xp.pad(x, ((0, 0), (0, 0), *pads), mode=_NUMPY_MODE[mode])
+            y = self.empty_like_format(x, padded.shape, x.dtype)
+            if y.strides == padded.strides:
+                return padded
+            y[...] = padded
+            return y
         size = tuple(n + lo + hi for n, (lo, hi) in zip(x.shape[2:], pads, strict=True))
         y = self.empty_like_format(x, (*x.shape[:2], *size), x.dtype)
         y[...] = value
@@ -120,7 +125,9 @@ class Conv:
         for axis, (lo, hi) in enumerate(pads, start=2):
             n, before = size[axis - 2], (slice(None),) * axis
             head, tail = gy[(*before, slice(0, lo))], gy[(*before, slice(lo + n, lo + n + hi))]
-            gx = gy[(*before, slice(lo, lo + n))].copy()
+            middle = gy[(*before, slice(lo, lo + n))]
+            gx = self.empty_like_format(gy, middle.shape, gy.dtype)
+            gx[...] = middle
             if mode == "circular":
                 gx[(*before, slice(n - lo, n))] += head
                 gx[(*before, slice(0, hi))] += tail

@@ -138,13 +138,15 @@ def train(
                 )
                 history = runs.start(config, folder, device, overwrite)
     except KeyboardInterrupt:
-        print(f"\nstopped; go on with: gpuconv train --resume {folder}", file=sys.stderr)
+        begun = (folder / "config.json").exists()
+        hint = f"; go on with: gpuconv train --resume {folder}" if begun else ""
+        print(f"\nstopped{hint}", file=sys.stderr)
         raise typer.Exit(130) from None
     last, best = history.rows[-1], history.best("valid_accuracy")
     seconds = sum(row["seconds"] for row in history.rows)
     print(
-        f"test accuracy {last['valid_accuracy']:.4f} at the end "
-        f"(best {best['valid_accuracy']:.4f}, in epoch {best['epoch']} of {last['epoch']}); "
+        f"test accuracy {last['valid_accuracy']:.4f} after the last epoch "
+        f"({best['valid_accuracy']:.4f} in the best, {best['epoch']} of {last['epoch']}); "
         f"{seconds:.1f} s; saved in {folder}"
     )
 
@@ -156,13 +158,16 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Other data than the run's; its test part is used.")
     ] = None,
+    checkpoint: Annotated[
+        str, typer.Option(help="last, or best: chosen on these images, so optimistic.")
+    ] = "last",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     compute: Backend = "auto",
 ) -> None:
-    """Evaluate a run's best model on its test data."""
+    """Evaluate a run's model on its test data."""
     block, device = choose(compute)
     with block:
-        result = runs.evaluate(folder, device, data)
+        result = runs.evaluate(folder, device, data, checkpoint)
     if as_json:
         print(json.dumps(result))
     else:

@@ -4,13 +4,13 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 
 import numpy as np
 
 import gpuconv
 from gpuconv import data, ops
-from gpuconv.backends import backend, get_backend, to_device
+from gpuconv.backends import backend, get_backend, host_backend, to_device
 from gpuconv.errors import DeviceError, FileError
 
 # Distribution name, and what does not work without it (empty: nothing does).
@@ -46,6 +46,7 @@ def examine() -> list[Check]:
     ]
     for name in ("numpy", "cuda"):
         report.append(_backend(name))
+    report += [_default(), _kernels()]
     report.append(_data("fashion-mnist-mini", data.fashion_mnist_mini))
     report.append(_data("fashion-mnist", data.fashion_mnist))
     return report
@@ -79,6 +80,21 @@ def _backend(name: str) -> Check:
     if off < 1e-12:
         return Check(f"backend {name}", "ok", "convolution agrees with plain loops")
     return Check(f"backend {name}", "FAILED", f"convolution is off by {off:.2e}")
+
+
+def _default() -> Check:
+    try:
+        return Check("default backend", "ok", f"{host_backend().name}, for NumPy arrays")
+    except DeviceError as error:
+        return Check("default backend", "FAILED", str(error))
+
+
+def _kernels() -> Check:
+    try:
+        kernels = import_module("gpuconv.kernels")
+    except ImportError as error:
+        return Check("gpuconv.kernels", "FAILED", f"{error}; reinstall gpuconv")
+    return Check("gpuconv.kernels", "ok", os.path.dirname(str(kernels.__file__)))
 
 
 def _data(name: str, read: Callable[[str], data.Dataset]) -> Check:

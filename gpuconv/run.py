@@ -6,8 +6,12 @@ functions here.
 """
 
 import json
+import logging
+import math
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ import numpy as np
 from gpuconv import data, models, nn, ops, optim, schedule
 from gpuconv.data import transforms
 from gpuconv.errors import ArgumentError, FileError
-from gpuconv.files import write_atomically
+from gpuconv.files import read_bytes, sweep_partials, write_atomically
 from gpuconv.random import manual_seed
 from gpuconv.train import CSVLogger, CurvePlot, History, ModelCheckpoint, Trainer, checkpoint
 
@@ -28,9 +32,12 @@ DATASETS: dict[str, Callable[[str], data.Dataset]] = {
 }
 
 
-_RUN_FILES = {"config.json", "results.csv", "results.png"} | {
+_LOCK = ".lock"
+_RUN_FILES = {"config.json", "results.csv", "results.png", _LOCK} | {
     f"{name}{suffix}" for name in ("last", "best") for suffix in ("", ".new", ".old")
 }
+_CHECKPOINT_FILES = {checkpoint.STATE} | {f"{part}.safetensors" for part in checkpoint.PARTS}
+_log = logging.getLogger("gpuconv")
 
 
 @dataclass(frozen=True)
@@ -54,17 +61,22 @@ class Config:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.seed < 0:
-            raise ArgumentError(f"seed={self.seed} must be at least 0")
-        if min(self.image_size) < 1:
-            raise ArgumentError(f"image_size={self.image_size} must be at least 1 x 1")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+            if not least <= getattr(self, name) < 1 << 31:
+                raise ArgumentError(f"{name}={getattr(self, name)} must be at least {least}")
         if self.limit is not None and self.limit < 1:
             raise ArgumentError(f"limit={self.limit} must be at least 1")
-        if not self.lr > 0:
-            raise ArgumentError(f"lr={self.lr} must be greater than 0")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ArgumentError(f"lr={self.lr} must be greater than 0, and finite")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ArgumentError(f"weight_decay={self.weight_decay} must be at least 0, and finite")
+        if (
+            len(self.image_size) != 2
+            or not 1 <= min(self.image_size) <= max(self.image_size) <= 4096
+        ):
+            raise ArgumentError(f"image_size={self.image_size} must be two numbers of 1 to 4096")
+        if not 0 <= self.channels <= 4096:
+            raise ArgumentError(f"channels={self.channels} must be at most 4096")
 
     def save(self, path: Path) -> None:
         write_atomically(path, (json.dumps(asdict(self), indent=2) + "\n").encode())
@@ -72,13 +84,14 @@ class Config:
     @staticmethod
     def load(path: Path) -> "Config":
         """The config stored at `path`; FileError naming the field that is wrong."""
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not path.exists():
             raise FileError(
                 f"{path} does not exist: {path.parent} is no run folder; see gpuconv train"
-            ) from None
-        except (OSError, ValueError) as error:
+            )
+        content = read_bytes(path)
+        try:
+            stored = json.loads(content)
+        except (ValueError, RecursionError) as error:
             raise FileError(f"{path} cannot be read as JSON: {error}") from error
         known = {f.name: f for f in fields(Config)}
         if not isinstance(stored, dict) or stored.keys() != known.keys():
@@ -98,7 +111,10 @@ class Config:
             if type(value) is right or (right is float and type(value) is int):
                 continue
             raise FileError(f"{path}: {name}={value!r} must be a {right.__name__}")
-        return Config(**stored)
+        try:
+            return Config(**stored)
+        except ArgumentError as error:
+            raise FileError(f"{path}: {error}") from error
 
 
 def datasets(config: Config) -> tuple[data.Dataset, data.Dataset]:
@@ -129,13 +145,19 @@ def datasets(config: Config) -> tuple[data.Dataset, data.Dataset]:
         else:
             parts = list(data.image_folder(root, config.image_size).split(0.8, seed=config.seed))
     if config.limit is not None:
-        parts = [part.subset(min(config.limit, len(part))) for part in parts]
+        parts = [_some(part, config.limit, config.seed) for part in parts]
     return parts[0], parts[1]
 
 
+def _some(dataset: data.Dataset, count: int, seed: int) -> data.Dataset:
+    """At most `count` items drawn by `seed`: the first ones of a folder would be of one class."""
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    return dataset.subset(np.sort(order[:count]))
+
+
 def with_statistics(config: Config, train: data.Dataset) -> Config:
-    """`config` with what the training data say: classes, channels, mean and spread a channel."""
-    images, _ = train[np.arange(min(len(train), 2000))]
+    """`config` with what (10,000 of) the training images say: classes, channels, mean, spread."""
+    images, _ = _some(train, 10_000, config.seed)[:]
     scaled = transforms.ToFloat()(images, np.random.default_rng(0)).astype(np.float64)
     return replace(
         config,
@@ -177,19 +199,33 @@ def start(config: Config, folder: Path, device: str, overwrite: bool = False) ->
         config = replace(config, data=str(Path(config.data).resolve()))
     config = with_statistics(config, parts[0])
     make_model(config)
-    prepare(folder, overwrite)
-    config.save(folder / "config.json")
-    return _train(config, parts, folder, device, resume=None)
+    with _new_folder(folder, overwrite):
+        config.save(folder / "config.json")
+        return _train(config, parts, folder, device, resume=None)
 
 
 def resume(folder: Path, device: str) -> History:
     """Go on with a run from its `last/` checkpoint, or from the beginning if it has none yet."""
     config = Config.load(folder / "config.json")
-    begun = any(path.name in _RUN_FILES - {"config.json"} for path in folder.iterdir())
+    begun = bool(_held(folder))
+    if not begun:
+        _log.warning("%s has no checkpoint yet: the run starts from the beginning", folder)
     return _train(config, datasets(config), folder, device, folder / "last" if begun else None)
 
 
 def _train(
+    config: Config,
+    parts: tuple[data.Dataset, data.Dataset],
+    folder: Path,
+    device: str,
+    resume: Path | None,
+) -> History:
+    with _locked(folder):
+        sweep_partials(folder)
+        return _fit(config, parts, folder, device, resume)
+
+
+def _fit(
     config: Config,
     parts: tuple[data.Dataset, data.Dataset],
     folder: Path,
@@ -218,48 +254,108 @@ def _train(
         return trainer.fit(batches, loader(config, testing, training=False), config.epochs, resume)
 
 
-def prepare(folder: Path, overwrite: bool) -> None:
-    """Make the folder of a new run; ArgumentError if it holds something already.
+def _held(folder: Path) -> set[str]:
+    """The names in a folder that stand for something to keep: none of a run without checkpoint."""
+    names = {path.name for path in folder.iterdir()}
+    if "config.json" in names:
+        names -= {"config.json", "results.csv", "results.png", _LOCK}
+    return names
 
-    With `overwrite` an earlier run there is removed first: the files of a run, and nothing else.
+
+@contextmanager
+def _new_folder(folder: Path, overwrite: bool) -> Iterator[None]:
+    """The folder of a new run; ArgumentError if something is in it already.
+
+    With `overwrite` an earlier run that is there is set aside, and removed when the new one has
+    ended, or has failed with a checkpoint to show; otherwise it comes back.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ArgumentError(f"{folder} is a file; choose another folder with --out") from None
-    held = {path.name for path in folder.iterdir()}
-    if held == {"config.json"}:  # a run that failed before its first checkpoint: nothing to keep
-        held = set()
-    if held and not overwrite:
+    except OSError as error:
+        raise ArgumentError(
+            f"{folder} cannot be made ({error.strerror}); choose another folder with --out"
+        ) from error
+    if not _held(folder):
+        yield
+        return
+    if not overwrite:
         raise ArgumentError(
             f"{folder} is not empty; go on with --resume {folder}, start over with --overwrite, "
             f"or choose another folder with --out"
         )
-    foreign = {n for n in held - _RUN_FILES if not (n[0] == "." and n.endswith(".partial"))}
-    if foreign:
-        raise ArgumentError(
-            f"{folder} holds {sorted(foreign)[0]!r}, which no run made; choose another with --out"
-        )
-    for path in folder.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    _check_run_files(folder)
+    aside = folder.with_name(f".{folder.name}.replaced")
+    if aside.exists():
+        raise ArgumentError(f"{aside} holds a run that was being replaced; move or remove it first")
+    with _locked(folder):
+        os.rename(folder, aside)
+    folder.mkdir()
+    try:
+        yield
+    except BaseException:
+        if not any((folder / name).exists() for name in ("last", "best")):
+            shutil.rmtree(folder)
+            os.rename(aside, folder)
+        raise
+    finally:
+        if aside.exists():
+            shutil.rmtree(aside)
 
 
-def trained(folder: Path, device: str) -> tuple[Config, Trainer]:
-    """The config of a run and a Trainer around its best model, for evaluation and prediction."""
+def _check_run_files(folder: Path) -> None:
+    """ArgumentError for anything in a run folder that no run made: it would be deleted."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        known = _RUN_FILES if len(name.parts) == 1 else _CHECKPOINT_FILES
+        partial = path.name.startswith(".") and path.name.endswith(".partial")
+        if path.is_symlink() or len(name.parts) > 2 or not (path.name in known or partial):
+            raise ArgumentError(
+                f"{folder} holds {str(name)!r}, which no run made; choose another with --out"
+            )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second training out of the folder, for as long as this process is in the block."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    with open(folder / _LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArgumentError(
+                f"another training is under way in {folder}; wait for it, or use another folder"
+            ) from None
+        yield
+
+
+def trained(folder: Path, device: str, which: str) -> tuple[Config, Trainer]:
+    """The config of a run and a Trainer around its model, the "last" or the "best"."""
+    if which not in ("last", "best"):
+        raise ArgumentError(f"checkpoint {which!r} is unknown; use last or best")
     config = Config.load(folder / "config.json")
     model = make_model(config)
-    best = folder / "best"
-    state = checkpoint.load(best)  # checks sizes and SHA-256, which the bare file cannot
+    place = folder / which
+    state = checkpoint.load(place)  # checks sizes and SHA-256, which the bare file cannot
     try:
         model.load_state_dict(state["model"])
     except (KeyError, ArgumentError) as error:
-        raise FileError(f"{best}: holds another model than config.json says: {error}") from error
+        raise FileError(f"{place}: holds another model than config.json says: {error}") from error
     return config, Trainer(model, None, device=device, progress=False)
 
 
-def evaluate(folder: Path, device: str, other: str | None = None) -> dict[str, Any]:
-    """Loss and accuracy of a run's best model on the test part of its data, or of `other` data."""
-    config, trainer = trained(folder, device)
+def evaluate(
+    folder: Path, device: str, other: str | None = None, which: str = "last"
+) -> dict[str, Any]:
+    """Loss and accuracy of a run's model on the test part of its data, or of `other` data.
+
+    The "best" model was chosen on those test images, so its figures are optimistic; those of the
+    "last" are not.
+    """
+    config, trainer = trained(folder, device, which)
     source = config if other is None else replace(config, data=other)
     _, testing = datasets(source)
     if testing.classes != config.classes:
@@ -268,14 +364,14 @@ def evaluate(folder: Path, device: str, other: str | None = None) -> dict[str, A
             f"{config.classes}"
         )
     result = trainer.evaluate(loader(config, testing, training=False))
-    return {"data": source.data, "images": len(testing), **result}
+    return {"data": source.data, "checkpoint": which, "images": len(testing), **result}
 
 
 def predict(
     folder: Path, paths: list[Path], device: str, invert: bool = False
 ) -> list[dict[str, float]]:
     """For each image its classes and their probabilities, by a run's best model."""
-    config, trainer = trained(folder, device)
+    config, trainer = trained(folder, device, "best")
     logits = trainer.predict(read_images(config, paths, invert))
     rows = ops.softmax(logits.astype(np.float64), dim=1)
     return [dict(zip(config.classes, row.tolist(), strict=True)) for row in rows]

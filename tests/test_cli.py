@@ -48,7 +48,7 @@ def write_png(path: Path, image: np.ndarray) -> Path:
 
 def test_training_leaves_a_run_folder(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()} - {"stdout", "stderr"}
-    assert names == {"config.json", "last", "best", "results.csv", "results.png"}
+    assert names == {".lock", "config.json", "last", "best", "results.csv", "results.png"}
     for checkpoint in ("last", "best"):
         held = {path.name for path in (trained / checkpoint).iterdir()}
         assert held == {"model.safetensors", "optimizer.safetensors", "state.json"}
@@ -68,13 +68,16 @@ def test_results_go_to_stdout_and_progress_to_stderr(trained: Path) -> None:
     assert [part.split(":")[0] for part in shown[1:]] == ["epoch 1/2", "epoch 2/2"]
 
 
-def test_evaluating_gives_the_best_of_the_history(trained: Path) -> None:
-    result = json.loads(gpuconv("eval", trained, "--json").stdout)
+def test_evaluating_gives_the_figures_of_the_history(trained: Path) -> None:
     with open(trained / "results.csv", encoding="utf-8") as file:
-        best = max(float(row["valid_accuracy"]) for row in csv.DictReader(file))
+        history = [float(row["valid_accuracy"]) for row in csv.DictReader(file)]
+    result = json.loads(gpuconv("eval", trained, "--json").stdout)
     assert result["images"] == 256
-    assert result["accuracy"] == pytest.approx(best)
-    assert f"test accuracy {best:.4f}" in gpuconv("eval", trained).stdout
+    assert result["accuracy"] == pytest.approx(history[-1])
+    assert f"test accuracy {history[-1]:.4f}" in gpuconv("eval", trained).stdout
+    best = json.loads(gpuconv("eval", trained, "--json", "--checkpoint", "best").stdout)
+    assert best["accuracy"] == pytest.approx(max(history))
+    fails(gpuconv("eval", trained, "--checkpoint", "first"), "'first' is unknown; use last or best")
 
 
 def test_predicting_an_image_file(trained: Path, tmp_path: Path) -> None:
@@ -196,7 +199,7 @@ def test_mistakes_get_one_line(tmp_path: Path) -> None:
     )
     assert [path.name for path in tmp_path.iterdir()] == ["photo.txt"], "a mistake left a folder"
     assert (tmp_path / "photo.txt").read_text() == "mine"
-    fails(gpuconv("train", *SMALL, "--out", tmp_path / "photo.txt"), "is a file")
+    fails(gpuconv("train", *SMALL, "--out", tmp_path / "photo.txt"), "cannot be made (File exists); choose another")
 
 
 def test_a_loss_that_is_no_number_stops_with_one_line(tmp_path: Path) -> None:
@@ -214,18 +217,18 @@ def test_damaged_files_get_one_line(trained: Path, tmp_path: Path) -> None:
     fails(gpuconv("predict", tmp_path / "none.png", "--run", trained), "none.png")
 
     copy = tmp_path / "run"
-    (copy / "best").mkdir(parents=True)
+    (copy / "last").mkdir(parents=True)
     config = (trained / "config.json").read_text()
     (copy / "config.json").write_text(config)
     fails(gpuconv("eval", copy), "no checkpoint")
-    weights = (trained / "best" / "model.safetensors").read_bytes()
+    weights = (trained / "last" / "model.safetensors").read_bytes()
     for name in ("state.json", "optimizer.safetensors"):
-        (copy / "best" / name).write_bytes((trained / "best" / name).read_bytes())
-    (copy / "best" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+        (copy / "last" / name).write_bytes((trained / "last" / name).read_bytes())
+    (copy / "last" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     fails(gpuconv("eval", copy), "model.safetensors")
-    (copy / "best" / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    (copy / "last" / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     fails(gpuconv("eval", copy), "model.safetensors", "SHA-256")
-    (copy / "best" / "model.safetensors").write_bytes(weights)
+    (copy / "last" / "model.safetensors").write_bytes(weights)
     assert gpuconv("eval", copy).returncode == 0
 
     for text, part in (

@@ -2,14 +2,18 @@
 
 import errno
 import os
+import re
 import secrets
 import stat
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 
 from gpuconv.errors import FileError
 
 StrPath = str | os.PathLike[str]
+
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial", re.DOTALL)
 
 
 def write_atomically(path: StrPath, data: bytes) -> None:
@@ -19,7 +23,10 @@ def write_atomically(path: StrPath, data: bytes) -> None:
     the old file. FileError if that fails (a full disk, no such folder); the old file is then as it
     was.
     """
-    target = Path(os.path.realpath(path))  # a link stays a link
+    try:
+        target = Path(os.path.realpath(path))  # a link stays a link
+    except ValueError as error:
+        raise FileError(f"{path!r}: cannot be written ({error}); check the path") from error
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         try:
@@ -31,27 +38,63 @@ def write_atomically(path: StrPath, data: bytes) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        fix = "make the folder first" if not target.parent.is_dir() else "choose another folder"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            fix = "free some space"
         raise FileError(
-            f"{path}: cannot be written ({error.strerror or error}); {fix}; what was there before "
-            f"is untouched"
+            f"{path}: cannot be written ({error.strerror or error}); {fix(error)}; what was there "
+            f"before is untouched"
         ) from error
     sync_folder(target.parent)
 
 
-def read_bytes(path: StrPath, size: int = -1) -> bytes:
-    """A regular file, or its first `size` bytes; FileError, naming it, if that cannot be."""
+def fix(error: OSError) -> str:
+    """What to do about an error of writing."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free some space"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "choose a folder you may write to"
+    return "make the folder first" if error.errno == errno.ENOENT else "choose another folder"
+
+
+def sweep_partials(folder: StrPath) -> None:
+    """Remove what `write_atomically` leaves in `folder` when it is killed.
+
+    Nothing else may be writing there. FileError if the folder cannot be listed or cleaned; one that
+    does not exist is clean.
+    """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # asked first: opening a pipe would wait
-            raise FileError(f"{path}: not a regular file; check the path")
-        with open(path, "rb") as file:
-            return file.read(size)
+        for path in Path(folder).iterdir():
+            if _PARTIAL.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+                path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise FileError(
-            f"{path}: cannot be read ({error.strerror or error}); check the path"
+            f"{folder}: cannot be cleaned ({error.strerror or error}); {fix(error)}"
         ) from error
+
+
+def read_bytes(path: StrPath, size: int = -1) -> bytes:
+    """A regular file, or its first `size` bytes; FileError, naming it, if that cannot be."""
+    with open_regular(path) as file:
+        try:
+            return file.read(size)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
+def open_regular(path: StrPath) -> BufferedReader:
+    """A regular file, opened to be read; FileError, naming it, if that cannot be."""
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):  # asked first: opening a pipe would wait
+            return open(path, "rb")
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        raise _unreadable(path, error) from error
+    raise FileError(f"{path}: not a regular file; check the path")
+
+
+def _unreadable(path: StrPath, error: Exception) -> FileError:
+    reason = getattr(error, "strerror", None) or error
+    name = path if isinstance(error, OSError) else repr(path)
+    return FileError(f"{name}: cannot be read ({reason}); check the path")
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,4 +1,10 @@
-"""Learning-rate schedules, with the arguments and the values of `torch.optim.lr_scheduler`.
+"""Learning-rate schedules, with the names and the values of `torch.optim.lr_scheduler`.
+
+The arguments are torch's with these exceptions. There is no `last_epoch` (`load_state_dict` goes on
+where a state was taken) and no `verbose`; `LambdaLR` takes one function and no list of them;
+`OneCycleLR` takes one `base_momentum` and one `max_momentum`, while `max_lr` may be a list, one
+number a parameter group, and so may `min_lr` of `ReduceLROnPlateau`. `per_batch`, `monitor` and
+`LinearWarmup` are ours.
 
 A schedule is made after its optimizer, sets the learning rates of its parameter groups at once, and
 changes them at each `step()`. `per_batch` says when that is due: after every batch or after every
@@ -40,7 +46,7 @@ class Schedule:
     def apply(self) -> None:
         """Set the optimizer's rates to those after `self.count` steps."""
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = self.rate(base, self.count)
+            group["lr"] = float(self.rate(base, self.count))  # NumPy's numbers are no JSON
 
     def step(self, metric: float | None = None) -> None:
         """Go one step on: one batch if `per_batch`, else one epoch. Few schedules use `metric`."""
@@ -82,7 +88,8 @@ class Schedule:
         self._load(state)
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        self.count, self.base_lrs = state["count"], list(state["base_lrs"])
+        count, rates = int(state["count"]), [float(rate) for rate in state["base_lrs"]]
+        self.count, self.base_lrs = count, rates
 
 
 class StepLR(Schedule):
@@ -138,7 +145,7 @@ class LambdaLR(Schedule):
         super().__init__(optimizer, per_batch)
 
     def rate(self, base: float, n: int) -> float:
-        return base * self.lr_lambda(n)
+        return base * float(self.lr_lambda(n))
 
 
 class CosineAnnealingLR(Schedule):
@@ -268,7 +275,7 @@ class ReduceLROnPlateau(Schedule):
             )
         if not 0 <= factor < 1:
             raise ArgumentError(f"{name}: factor={factor!r} must be at least 0 and below 1")
-        self.mode, self.factor, self.patience = mode, factor, patience
+        self.mode, self.factor, self.patience = mode, float(factor), patience
         self.threshold, self.threshold_mode = threshold, threshold_mode
         self.cooldown, self.eps, self.monitor = cooldown, eps, monitor
         self.best = math.inf if mode == "min" else -math.inf
@@ -327,8 +334,9 @@ class ReduceLROnPlateau(Schedule):
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        self.count, self.best = state["count"], state["best"]
-        self.bad_epochs, self.cooldown_left = state["bad_epochs"], state["cooldown_left"]
+        names = ("count", "bad_epochs", "cooldown_left")
+        best, numbers = float(state["best"]), [int(state[name]) for name in names]
+        self.best, (self.count, self.bad_epochs, self.cooldown_left) = best, numbers
 
 
 class LinearWarmup(Schedule):

@@ -30,8 +30,13 @@ def save(
     FileError if it cannot be written, and one that was there stays. ArgumentError or DtypeError for
     what the format cannot hold.
     """
+    write_atomically(path, pack(model, metadata))
+
+
+def pack(model: Module | Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of the file that `save` writes; errors as there."""
     from safetensors import SafetensorError
-    from safetensors.numpy import save as pack
+    from safetensors.numpy import save as serialize
 
     values = model.state_dict() if isinstance(model, Module) else model
     if not isinstance(values, Mapping):
@@ -43,10 +48,9 @@ def save(
         raise ArgumentError("save: the name '__metadata__' belongs to the format; use another")
     notes = {_text("metadata", k): _text("metadata", v) for k, v in (metadata or {}).items()}
     try:
-        data = pack(arrays, notes or None)
+        return serialize(arrays, notes or None)
     except SafetensorError as error:
         raise ArgumentError(f"save: safetensors refuses these arrays ({error})") from error
-    write_atomically(path, data)
 
 
 def load(path: StrPath, model: Module | None = None, strict: bool = True) -> Any:
@@ -56,7 +60,7 @@ def load(path: StrPath, model: Module | None = None, strict: bool = True) -> Any
     ArgumentError, naming it too, if it holds another model (with nothing changed). `strict` as in
     `Module.load_state_dict`.
     """
-    arrays = _unpack(path)
+    arrays = unpack(read_bytes(path), path)
     if model is None:
         return arrays
     try:
@@ -78,25 +82,32 @@ def read_metadata(path: StrPath) -> dict[str, str]:
         raise _broken(path, error) from error
 
 
-def _unpack(path: StrPath) -> dict[str, np.ndarray]:
+def unpack(data: bytes, path: StrPath) -> dict[str, np.ndarray]:
+    """The arrays in the bytes of a safetensors file; FileError, naming `path`, as for `load`."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load as unpack
+    from safetensors.numpy import load as deserialize
 
-    data = read_bytes(path)
     try:
-        arrays = unpack(data)
+        arrays = deserialize(data)
     except SafetensorError as error:
         # Asked only now: a good file may begin with these bytes too, they are its header's length.
         if data.startswith((b"PK\x03\x04", b"\x80")):
             raise FileError(
-                f"{path}: a pickle or zip file, as torch.save writes, and no safetensors file; with "
-                f"PyTorch installed use model.load_state_dict(torch.load(path, weights_only=True))"
+                f"{path}: a pickle or zip file, as torch.save writes, and no safetensors file; "
+                f"with PyTorch use model.load_state_dict(torch.load(path, weights_only=True))"
             ) from error
         raise _broken(path, error) from error
     except KeyError as error:
         raise FileError(
             f"{path}: holds {error.args[0]} numbers, which NumPy has not; save it as F32"
         ) from error
+    except ValueError as error:  # a shape that safetensors allows and NumPy does not
+        raise _broken(path, error) from error
+    for name, array in arrays.items():
+        if array.dtype.name not in _DTYPES:
+            raise FileError(
+                f"{path}: {name!r} is {array.dtype}, which no layer takes; save it as float32"
+            )
     return {name: array.copy() for name, array in arrays.items()}  # theirs are read-only
 
 

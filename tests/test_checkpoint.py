@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpuconv import files
-from gpuconv.errors import ArgumentError, FileError
+from gpuconv import files, weights
+from gpuconv.errors import ArgumentError, DtypeError, FileError
 from gpuconv.train import checkpoint
 
 OPERATIONS = ("rename", "replace", "fsync", "mkdir", "unlink", "rmdir", "open")
@@ -202,8 +202,9 @@ def test_refused_at_any_operation(
                 message = str(error)
                 assert "last: the checkpoint is not saved" in message
                 assert "No space left on device" in message
-                # What was written is read again for its SHA-256, and that can fail as well.
-                assert "free some space" in message or ".safetensors: cannot be read" in message
+                assert "free some space" in message
+                left = names(folder.parent)
+                assert "last.new" not in left, "what was begun is removed, room being scarce"
         loaded = checkpoint.load(folder)
         assert_same(loaded, state(loaded["seed"]))
         if len(done) < at:
@@ -252,7 +253,148 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         checkpoint.save(tmp_path / "file" / "last", state(1))
 
 
+def test_a_state_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    for bad in ({"model": {"a/b": np.zeros(2)}}, {"model": {"a": np.zeros(2, complex)}}):
+        with pytest.raises((ArgumentError, DtypeError)):
+            checkpoint.save(tmp_path / "last", bad)
+        assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+@pytest.mark.parametrize("operation", ["mkdir", "rename", "replace"])
+def test_a_folder_that_may_not_be_written_to(
+    number: int, operation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    checkpoint.save(tmp_path / "last", state(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, operation, refuse)
+        with pytest.raises(
+            FileError, match=r"last: the checkpoint is not saved.*; choose a folder you may write"
+        ):
+            checkpoint.save(tmp_path / "last", state(2))
+    assert names(tmp_path) == ["last"]
+    assert checkpoint.load(tmp_path / "last")["seed"] == 1
+
+
+def test_sweep_removes_what_a_killed_save_left(tmp_path: Path) -> None:
+    last = tmp_path / "last"
+    checkpoint.sweep(last)
+    before_killed_between_renames(last)
+    checkpoint.sweep(last)
+    assert names(tmp_path) == ["last.old"], "the one good checkpoint"
+    checkpoint.save(last, state(2))
+    before_killed_while_cleaning(last)
+    checkpoint.sweep(last)
+    assert names(tmp_path) == ["last"]
+
+
 # Reading.
+
+
+READ = files.read_bytes
+
+
+def test_every_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was checked is what is used: two reads may find two files."""
+    checkpoint.save(tmp_path / "last", state(1))
+    read: list[str] = []
+
+    def reading(path: Any, size: int = -1) -> bytes:
+        read.append(path.name)
+        return READ(path, size)
+
+    for module in (checkpoint, weights):
+        monkeypatch.setattr(module, "read_bytes", reading)
+    checkpoint.load(tmp_path / "last")
+    assert sorted(read) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    checkpoint.save(tmp_path / "last", state(2))
+    assert len(read) == 3, "saving reads nothing"
+
+
+@pytest.mark.parametrize("gone", ["swapped", "moved"])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_save_while_loading(
+    at: int, gone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any of the files is read another process saves, or is about to."""
+    last = tmp_path / "last"
+    checkpoint.save(last, state(1))
+    read: list[str] = []
+
+    def reading(path: Path, size: int = -1) -> bytes:
+        read.append(path.name)
+        if len(read) == at:
+            if gone == "swapped":
+                checkpoint.save(last, state(2))
+            else:
+                last.rename(tmp_path / "last.old")
+        return READ(path, size)
+
+    monkeypatch.setattr(checkpoint, "read_bytes", reading)
+    assert_same(checkpoint.load(last), state(2 if gone == "swapped" else 1))
+
+
+def test_saves_without_end_while_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def reading(path: Path, size: int = -1) -> bytes:
+        read.append(path.name)
+        data = READ(path, size)
+        if path.name == "state.json":
+            checkpoint.save(tmp_path / "last", state(len(read)))
+        return data
+
+    checkpoint.save(tmp_path / "last", state(0))
+    monkeypatch.setattr(checkpoint, "read_bytes", reading)
+    with pytest.raises(FileError, match="is damaged or of another checkpoint"):
+        checkpoint.load(tmp_path / "last")
+    assert read.count("state.json") == checkpoint.TRIES
+
+
+def test_an_unreadable_state_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path / "last", state(1))
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(files, "open", refuse, raising=False)
+    with pytest.raises(FileError) as caught:
+        checkpoint.load(tmp_path / "last")
+    assert "state.json: cannot be read (Permission denied)" in str(caught.value)
+    assert "damaged" not in str(caught.value)
+
+
+EDITS: list[Callable[[dict[str, Any]], Any]] = [
+    lambda c: c["state"].update(seed=2),
+    lambda c: c["state"].pop("none"),
+    lambda c: c["state"].update(more=None),
+    lambda c: c["state"]["floats"].pop(),
+    lambda c: c["state"]["optimizer"]["param_groups"][0].update(lr="0.1"),
+    lambda c: c["state"]["callbacks"].update({"EarlyStopping.1": []}),
+    lambda c: c["files"].pop("optimizer.safetensors"),
+    lambda c: c["files"]["optimizer.safetensors"].update(bytes=1),
+    lambda c: c.update(versions={}),
+    lambda c: c.update(sha256="0" * 64),
+    lambda c: c.pop("sha256"),
+]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edited_state(tmp_path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    checkpoint.save(tmp_path / "last", state(1))
+    path = tmp_path / "last" / "state.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content, sort_keys=True))
+    assert checkpoint.load(tmp_path / "last")["seed"] == 1, "written differently, but the same"
+    edit(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(FileError, match=r"state.json: is damaged or was edited"):
+        checkpoint.load(tmp_path / "last")
 
 
 def test_finds_it_in_its_other_places(tmp_path: Path) -> None:
@@ -307,9 +449,9 @@ def test_missing_arrays(tmp_path: Path) -> None:
         ),
         (b"\xff\xfe\x00", r"state.json: is damaged"),
         (b"[" * 200_000, r"state.json: is damaged"),
-        (b"[]", r"state.json: has the format 'list', this version of gpuconv reads 1"),
-        (b'{"format": 2}', r"state.json: has the format 2, this version of gpuconv reads 1"),
-        (b'{"format": 1}', r"state.json: lacks 'state' or 'files'"),
+        (b"[]", r"state.json: has the format 'list', this version of gpuconv reads 2"),
+        (b'{"format": 1}', r"state.json: has the format 1, this version of gpuconv reads 2"),
+        (b'{"format": 2}', r"state.json: lacks 'state' or 'files'"),
     ],
 )
 def test_damaged_state(tmp_path: Path, content: bytes, message: str) -> None:

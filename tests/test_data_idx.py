@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -173,10 +174,31 @@ def test_a_wrong_crc_and_trailing_garbage_are_found(tmp_path):
 
 
 def test_missing_file_and_directory(tmp_path):
-    with pytest.raises(FileError, match=r"no\.idx: file: .*check the path"):
+    with pytest.raises(FileError, match=r"no\.idx: cannot be read .*check the path"):
         read_idx(tmp_path / "no.idx")
-    with pytest.raises(FileError, match="file: cannot be read"):
+    with pytest.raises(FileError, match="not a regular file; check the path"):
         read_idx(tmp_path)
+    with pytest.raises(FileError, match=r"cannot be read .*null"):
+        read_idx("a\0b")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileError, match="pipe: not a regular file"):  # and no waiting for a writer
+        read_idx(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("name", ["a.idx", "a.idx.gz"])
+@pytest.mark.parametrize("operation", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, name, operation):
+    write_idx(tmp_path / name, np.zeros(9, np.uint8))
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"gpuconv.files.os.{operation}", fail)
+        with pytest.raises(FileError, match=r"a\.idx.*: cannot be written \(No space left"):
+            write_idx(tmp_path / name, np.ones(9, np.uint8))
+    np.testing.assert_array_equal(read_idx(tmp_path / name), np.zeros(9))
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 def test_what_cannot_be_written(tmp_path):

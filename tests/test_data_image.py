@@ -1,6 +1,7 @@
 """Image files: modes, sizes, orientation, and broken or hostile files."""
 
 import io
+import os
 import struct
 import sys
 import warnings
@@ -123,12 +124,27 @@ def test_no_image_missing_and_directory(tmp_path):
         with pytest.raises(FileError) as caught:
             read_image(path)
         assert str(path) in str(caught.value)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(FileError, match=r"pipe\.png: not a regular file"):
+        read_image(tmp_path / "pipe.png")
+    with pytest.raises(FileError, match=r"cannot be read .*null"):
+        read_image("a\0b.png")
 
 
 def test_formats_that_start_programs_are_not_opened(tmp_path):
     Image.fromarray(COLOURS).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
     with pytest.raises(FileError, match="not a readable image"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PPM", "TGA", "PCX"])
+def test_only_known_formats_are_opened(tmp_path, kind):
+    """Pillow reads these, without programs, and we do not: whatever it can, `FORMATS` decides."""
+    Image.fromarray(COLOURS).save(tmp_path / "a.png", kind)
+    with Image.open(tmp_path / "a.png") as opened:
+        assert opened.format == kind
+    with pytest.raises(FileError, match=r"a\.png: not a readable image"):
         read_image(tmp_path / "a.png")
 
 

@@ -4,6 +4,7 @@ As a program (`python -m tests.test_resume FOLDER RECIPE ...`) this file is the 
 killed.
 """
 
+import copy
 import json
 import os
 import random
@@ -102,10 +103,16 @@ def cnn_loaders() -> tuple[DataLoader, DataLoader]:
 
 
 class Announce(Callback):
-    """Tells the parent about each batch."""
+    """Tells the parent about each batch; after `limit` batches waits to be killed."""
+
+    def __init__(self, limit: float = float("inf")) -> None:
+        self.limit = limit
 
     def on_batch_end(self, trainer: Trainer) -> None:
         print(trainer.step, flush=True)
+        self.limit -= 1
+        if self.limit <= 0:
+            time.sleep(100)
 
 
 def die_before(operation: str, name: str, count: int) -> None:
@@ -123,9 +130,10 @@ def die_before(operation: str, name: str, count: int) -> None:
 
 def main(folder: str, recipe: str, operation: str = "", name: str = "", count: str = "0") -> None:
     run = Path(folder)
-    trainer = cnn_trainer(run, recipe, [Announce()])
+    announce = Announce(int(count)) if operation == "wait" else Announce()
+    trainer = cnn_trainer(run, recipe, [announce])
     there = any((run / name).exists() for name in ("last", "last.old"))
-    if operation:
+    if operation not in ("", "wait"):
         die_before(operation, name, int(count))
     trainer.fit(*cnn_loaders(), epochs=EPOCHS, resume=run if there else None)
     weights.save(run / "final.safetensors", trainer.model)
@@ -151,17 +159,21 @@ def finish(child: subprocess.Popen[str]) -> int:
     return child.returncode
 
 
-def kill_in_the_middle(child: subprocess.Popen[str], dice: random.Random) -> int:
+def kill_in_the_middle(folder: Path, recipe: str, dice: random.Random) -> int:
     """SIGKILL some 2 to 8 batches later, at any moment; the batches of the run by then, about."""
+    count = dice.randint(1, 6)
+    # It never gets further than that, so it cannot end before the kill, however late that comes.
+    child = start(folder, recipe, "wait", "", str(count + 3))
     assert child.stdout is not None
     assert child.stderr is not None
     step = child.stdout.readline()
     assert step, child.stderr.read()
-    began, count = time.perf_counter(), dice.randint(1, 6)
+    began = time.perf_counter()
     for _ in range(count):
         step = child.stdout.readline() or step
     time.sleep(dice.uniform(0, 2) * (time.perf_counter() - began) / count)
     child.send_signal(signal.SIGKILL)
+    assert finish(child) == -signal.SIGKILL
     return int(step)
 
 
@@ -178,6 +190,8 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert path.read_bytes() == other.read_bytes(), f"{path.relative_to(a)} differs"
     for name in ("last", "best"):
         contents = [json.loads((run / name / "state.json").read_text()) for run in (a, b)]
+        for content in contents:
+            del content["sha256"]  # of all the rest, the clocks too
         assert without_clocks(contents[0]) == without_clocks(contents[1])
     rows = [
         [line.split(",")[:-1] for line in (run / "results.csv").read_text().splitlines()]
@@ -208,9 +222,7 @@ def test_killed_again_and_again(recipe: str, tmp_path: Path) -> None:
     run, steps = tmp_path / "killed", []
     for operation, name, count in AIMED if recipe == "sgd" else AIMED[2:4]:
         # Alternately: at any moment, and at this one.
-        child = start(run, recipe)
-        steps.append(kill_in_the_middle(child, dice))
-        assert finish(child) == -signal.SIGKILL
+        steps.append(kill_in_the_middle(run, recipe, dice))
         assert finish(start(run, recipe, operation, name, str(count))) == -signal.SIGKILL
         if name == "last.new":
             assert not (run / "last").exists(), "the moment aimed at"
@@ -408,6 +420,58 @@ def test_a_checkpoint_of_another_run(change: Any, message: str, tmp_path: Path) 
     change(trainer, loaders)
     with pytest.raises(FileError, match=message):
         trainer.fit(*loaders, epochs=2, resume=tmp_path)
+
+
+def test_a_refused_resume_changes_nothing(tmp_path: Path) -> None:
+    """Not by a state that fails at its very end, nor by one of something else altogether."""
+
+    def snapshot(trainer: Trainer) -> Any:
+        positions = [{**vars(loader), "dataset": None} for loader in loaders]
+        return copy.deepcopy([trainer.state_dict(), positions])
+
+    tiny_trainer(tmp_path, "adam", "plateau").fit(*tiny_loaders("loaders"), epochs=1)
+    good = checkpoint.load(tmp_path)
+    assert good["callbacks"]["EarlyStopping.1"]["weights"]
+    changes: list[tuple[list[str], Any]] = [
+        (["random"], {}),
+        (["random"], {"bit_generator": "PCG64", "state": 3}),
+        (["random", "state", "state"], -1),
+        (["running"], {}),
+        (["running", "loss"], "much"),
+        (["history"], 3),
+        (["history"], [3]),
+        (["epoch"], "1"),
+        (["step"], None),
+        (["classes"], []),
+        (["schedule"], None),
+        (["schedule", "best"], []),
+        (["callbacks"], None),
+        (["callbacks", "ModelCheckpoint.1"], {}),
+        (["callbacks", "EarlyStopping.1"], [1]),
+        (["callbacks", "EarlyStopping.1", "waited"], "x"),
+        (["valid_loader"], {}),
+        (["valid_loader"], []),
+        (["train_loader", "batch"], 99),
+        (["optimizer", "param_groups"], [1]),
+        (["optimizer", "state"], []),
+        (["optimizer", "state", "0", "step"], "x"),
+        (["optimizer", "state", "0", "step"], float("inf")),
+    ]
+    trainer, loaders = tiny_trainer(tmp_path, "adam", "plateau"), tiny_loaders("loaders")
+    trainer.fit(*tiny_loaders("loaders"), epochs=2)
+    trainer.train_loader, trainer.valid_loader = loaders
+    before = snapshot(trainer)
+    for keys, value in changes:
+        *path, last = keys
+        state = place = copy.deepcopy(good)
+        for key in path:
+            place = place[key]
+        place[last] = value
+        checkpoint.save(tmp_path / "foreign", state)
+        with pytest.raises(FileError, match=r"foreign: is (no|a) checkpoint of (a Trai|another)"):
+            trainer._resume(tmp_path / "foreign")
+        np.testing.assert_equal(snapshot(trainer), before, err_msg=str(keys))
+    trainer._resume(tmp_path / "last")
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

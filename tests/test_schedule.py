@@ -283,3 +283,22 @@ def test_states_of_something_else() -> None:
     warm = schedule.LinearWarmup(opt, 2)
     with pytest.raises(ArgumentError, match="differ in having a `then`"):
         warm.load_state_dict(schedule.LinearWarmup(opt, 2, step).state_dict())
+
+
+def test_numbers_of_numpy_do_not_get_into_the_state() -> None:
+    """A checkpoint writes rates as JSON, which takes float and not np.float32."""
+
+    class Halves(schedule.Schedule):
+        def rate(self, base: float, n: int) -> float:
+            return np.float32(base / 2)
+
+    assert [type(rate) for rate in Halves(optimizer()).get_last_lr()] == [float, float]
+    sgd = optimizer()
+    rates = schedule.LambdaLR(sgd, lambda n: np.float32(0.5))
+    rates.step()
+    plateau = schedule.ReduceLROnPlateau(sgd, factor=np.float32(0.5), patience=0)
+    for metric in (1.0, np.float32(2.0)):
+        plateau.step(metric)
+    assert json.dumps([sgd.state_dict()["param_groups"], plateau.state_dict()])
+    assert [type(rate) for rate in plateau.get_last_lr()] == [float, float]
+    assert plateau.get_last_lr() == [0.025, 0.005], "computed in float64"

@@ -28,6 +28,7 @@ from gpuconv.train import (
     checkpoint,
 )
 from gpuconv.train.history import COLUMNS
+from gpuconv.train.trainer import Running
 
 Batches = list[tuple[np.ndarray, np.ndarray]]
 
@@ -276,10 +277,72 @@ def test_a_loss_that_is_not_finite(bad: float) -> None:
 
 def test_a_loss_that_diverges() -> None:
     with np.errstate(all="ignore"), pytest.raises(TrainingError) as caught:
-        trainer(1e20).fit(batches(), epochs=2)
+        trainer(1e39).fit(batches(), epochs=2)  # over what a float32 holds
     message = str(caught.value)
-    assert "at a learning rate of 1e+20; lower it (to 1e+19, say)" in message
+    assert "at a learning rate of 1e+39; lower it (to 1e+38, say)" in message
     assert "Trainer(clip_grad_norm=1.0)" in message
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_validation_loss_that_is_not_finite(bad: float, tmp_path: Path) -> None:
+    """No success: neither the best epoch, nor one that counts."""
+    valid = batches(12, seed=1)
+
+    class Break(Callback):
+        def on_epoch_begin(self, trainer: Trainer) -> None:
+            if trainer.epoch == 1:
+                valid[1][0][0] = bad
+
+    t = trainer(0.25, callbacks=[ModelCheckpoint(tmp_path), Break()])
+    with np.errstate(invalid="ignore"), pytest.raises(TrainingError) as caught:
+        t.fit(batches(), valid, epochs=3)
+    assert str(caught.value) == (
+        "epoch 2: the validation loss is nan at a learning rate of 0.25; lower it (to 0.025, say), "
+        "clip the gradients, with Trainer(clip_grad_norm=1.0), or check the validation images"
+    )
+    assert [checkpoint.load(tmp_path / name)["epoch"] for name in ("last", "best")] == [1, 1]
+    assert len(t.history) == 1
+
+
+def test_nan_is_no_correct_prediction() -> None:
+    output = np.zeros((3, 3), np.float32)
+    output[0, 0], output[1, 1], output[2, 2] = np.nan, np.inf, 1.0
+    running = Running()
+    running.add(Tensor(output), Tensor(np.arange(3)), 0.0)
+    assert running.correct == 2
+
+
+def test_what_killed_saves_left_is_removed_at_the_start(tmp_path: Path) -> None:
+    for name in ("last.new", "best.new", "other.new"):
+        (tmp_path / name).mkdir()
+    t = trainer(callbacks=[ModelCheckpoint(tmp_path, "train_loss")])
+    t.callbacks[0].on_train_begin(t)
+    assert [path.name for path in tmp_path.iterdir()] == ["other.new"]
+
+
+def test_best_is_saved_before_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two, a run that goes on must not believe to have saved both."""
+    save, saved = checkpoint.save, []
+
+    def killed(folder: Path, state: Any) -> None:
+        saved.append(folder.name)
+        if len(saved) == 4:
+            raise KeyboardInterrupt
+        save(folder, state)
+
+    def fit(resume: Path | None) -> Trainer:
+        t = trainer(0.5, callbacks=[ModelCheckpoint(tmp_path)])
+        t.fit(batches(), batches(12, seed=1), epochs=2, resume=resume)
+        return t
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(None)
+    losses = fit(tmp_path).history["valid_loss"]
+    assert losses[1] < losses[0], "the second epoch is the best"
+    assert checkpoint.load(tmp_path / "best")["epoch"] == 2
+    assert checkpoint.load(tmp_path / "last")["epoch"] == 2
 
 
 def test_parts_that_do_not_fit_together() -> None:

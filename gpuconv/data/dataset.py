@@ -15,6 +15,7 @@ FASHION_MNIST_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
+_FASHION_BYTES = 64 << 20  # the 60,000 training images are 47 million
 
 
 class Images(Protocol):
@@ -226,7 +227,7 @@ def _check_split(where: str, split: str) -> str:
 
 def _read_fashion(images_path: Path, labels_path: Path, name: str) -> Dataset:
     """Pair two IDX files; what is wrong with them is a `FileError`, not the caller's argument."""
-    images, labels = read_idx(images_path), read_idx(labels_path)
+    images, labels = (read_idx(path, _FASHION_BYTES) for path in (images_path, labels_path))
     if images.dtype != np.uint8 or images.shape[1:] != (28, 28):
         raise FileError(
             f"{images_path}: images of shape {images.shape} of {images.dtype}, must be"

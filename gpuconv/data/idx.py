@@ -7,15 +7,15 @@ row-major.
 
 import gzip
 import math
-import os
 import struct
 import zlib
 from io import BufferedReader
-from pathlib import Path
+from os import fspath
 
 import numpy as np
 
 from gpuconv.errors import ArgumentError, DtypeError, FileError
+from gpuconv.files import StrPath, open_regular, write_atomically
 
 MAX_BYTES = 4 << 30  # no real file comes near it, a header that lies mostly is over it
 MAX_DIMS = 32
@@ -25,7 +25,7 @@ _CODES = {np.dtype(text).newbyteorder("="): code for code, text in _DTYPES.items
 _CHUNK = 1 << 20
 
 
-def read_idx(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> np.ndarray:
+def read_idx(path: StrPath, max_bytes: int = MAX_BYTES) -> np.ndarray:
     """Read an IDX file, gzipped or not, as a new array in native byte order.
 
     Memory grows with what is really in the file, never with what its header claims, and no more
@@ -34,7 +34,7 @@ def read_idx(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> np.nda
     """
     field = "file"
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             if file.peek(2)[:2] != b"\x1f\x8b":
                 return _read(file, path, max_bytes)
             field = "gzip stream"
@@ -46,9 +46,7 @@ def read_idx(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> np.nda
         ) from error
 
 
-def _read(
-    stream: BufferedReader | gzip.GzipFile, path: str | os.PathLike[str], max_bytes: int
-) -> np.ndarray:
+def _read(stream: BufferedReader | gzip.GzipFile, path: StrPath, max_bytes: int) -> np.ndarray:
     """Read header and values from a stream of unpacked bytes."""
     head = stream.read(4)
     if len(head) < 4:
@@ -86,7 +84,7 @@ def _read(
     return values.astype(dtype.newbyteorder("="), copy=False)
 
 
-def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
+def write_idx(path: StrPath, array: np.ndarray) -> None:
     """Write an array as an IDX file, gzipped if the name ends in ".gz"; the same bytes every time.
 
     The file appears whole or not at all. Raises `DtypeError` for a type that IDX does not have,
@@ -105,16 +103,9 @@ def write_idx(path: str | os.PathLike[str], array: np.ndarray) -> None:
         )
     header = struct.pack(f">BBBB{array.ndim}I", 0, 0, code, array.ndim, *array.shape)
     data = header + array.astype(_DTYPES[code]).tobytes()
-    path = Path(path)
-    if path.name.endswith(".gz"):
+    if fspath(path).endswith(".gz"):
         data = gzip.compress(data, compresslevel=9, mtime=0)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise FileError(f"{path}: cannot be written ({error})") from error
+    write_atomically(path, data)
 
 
 def _extent(shape: tuple[int, ...]) -> int:

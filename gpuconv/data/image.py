@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.errors import ArgumentError, Error, FileError
+from gpuconv.files import open_regular
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
@@ -41,8 +42,9 @@ def read_image(
         from PIL import Image, ImageOps
     except ImportError as error:
         raise Error(f'{path}: reading images needs Pillow: pip install "gpuconv[viz]"') from error
+    stream = open_regular(path)
     try:
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as opened:
+        with stream as file, Image.open(file, formats=FORMATS) as opened:
             # Pillow itself only warns up to twice its limit. Filters are not per thread, so look.
             if Image.MAX_IMAGE_PIXELS and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(
@@ -61,8 +63,6 @@ def read_image(
             pixels = np.asarray(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise FileError(f"{path}: size: {error}; make the image smaller") from error
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except _BROKEN as error:
         raise FileError(
             f"{path}: not a readable image ({error or type(error).__name__});"

@@ -95,6 +95,11 @@ class Best:
         self.value, self.epoch = value, row["epoch"]
         return True
 
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take `best` and `best_epoch` of a callback's state."""
+        value, epoch = state["best"], int(state["best_epoch"])
+        self.value, self.epoch = None if value is None else float(value), epoch
+
 
 class EarlyStopping(Callback):
     """Stop when `monitor` was not better by more than `min_delta` for `patience` epochs.
@@ -156,8 +161,9 @@ class EarlyStopping(Callback):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.best.value, self.best.epoch = state["best"], state["best_epoch"]
-        self.waited, self.weights = state["waited"], dict(state["weights"])
+        waited, weights = int(state["waited"]), dict(state["weights"])
+        self.best.load(state)
+        self.waited, self.weights = waited, weights
 
 
 class ModelCheckpoint(Callback):
@@ -187,6 +193,8 @@ class ModelCheckpoint(Callback):
 
     def on_train_begin(self, trainer: "Trainer") -> None:
         self.best.check(trainer)
+        for name in ("last", "best"):  # a `best` may not come again in this run
+            checkpoint.sweep(self.folder / name)
 
     def on_batch_end(self, trainer: "Trainer") -> None:
         if self.every_steps is not None and trainer.step % self.every_steps == 0:
@@ -202,7 +210,7 @@ class ModelCheckpoint(Callback):
         return {"best": self.best.value, "best_epoch": self.best.epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.best.value, self.best.epoch = state["best"], state["best_epoch"]
+        self.best.load(state)
 
 
 class CSVLogger(Callback):

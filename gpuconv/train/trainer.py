@@ -1,11 +1,13 @@
 """The `Trainer`: fits a model to batches, evaluates it and predicts with it."""
 
+import copy
 import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from itertools import islice
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from gpuconv import random
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backends import backend_of, is_array, to_device
-from gpuconv.errors import ArgumentError, FileError, TrainingError
+from gpuconv.errors import ArgumentError, DtypeError, FileError, TrainingError
 from gpuconv.files import StrPath
 from gpuconv.nn.module import Module
 from gpuconv.ops.loss import cross_entropy
@@ -22,7 +24,7 @@ from gpuconv.optim import Optimizer, clip_grad_norm_
 from gpuconv.schedule import Schedule
 from gpuconv.train import checkpoint
 from gpuconv.train.callbacks import Callback
-from gpuconv.train.history import History
+from gpuconv.train.history import COLUMNS, History
 from gpuconv.train.progress import Progress, check_show
 
 Loader = Iterable[tuple[Any, Any]]  # batches of images and labels
@@ -47,7 +49,9 @@ class Running:
         self.loss += loss * len(y)
         if t.dtype.kind in "iu" and y.ndim == t.ndim + 1:
             self.labels += t.size
-            self.correct += int((y.argmax(axis=1) == t).sum())
+            # The argmax of NaN is the NaN, but to have no answer is not to be right.
+            right = (y.argmax(axis=1) == t) & ~backend_of(y).xp.isnan(y.max(axis=1))
+            self.correct += int(right.sum())
 
     def means(self) -> dict[str, float | None]:
         """The loss an image, and the part of the labels predicted right (None if not classes)."""
@@ -148,8 +152,9 @@ class Trainer:
         list. `resume` is the folder of a checkpoint, or the run folder that its `last` is in:
         training goes on from there as if it had never been interrupted, bit for bit, if model,
         optimizer, schedule, callbacks and loaders were made by the same code. FileError if there is
-        none, it is damaged or of another run. TrainingError if the loss is not finite, before the
-        weights are changed by it.
+        none, it is damaged or of another run; nothing is changed then. TrainingError if the loss is
+        not finite, before the weights are changed by it, or the validation loss, before the epoch
+        is saved.
         """
         if self.optimizer is None:
             raise ArgumentError("Trainer.fit: there is no optimizer; give the Trainer one")
@@ -195,7 +200,7 @@ class Trainer:
                 f"DataLoader or a list, which can be iterated over again"
             )
         train = running.means()
-        valid = self.evaluate(self.valid_loader) if self.valid_loader is not None else {}
+        valid = self._validate(running.lr)
         row = {
             "epoch": self.epoch + 1,
             "train_loss": train["loss"],
@@ -212,6 +217,19 @@ class Trainer:
             self.schedule.epoch_end(row)
         shown.epoch_end(row)
         self._call("on_epoch_end")
+
+    def _validate(self, lr: float) -> dict[str, float | None]:
+        """What `evaluate` gives; TrainingError, before anything is saved, if it is no success."""
+        if self.valid_loader is None:
+            return {}
+        valid = self.evaluate(self.valid_loader)
+        if not math.isfinite(valid["loss"] or 0.0):
+            raise TrainingError(
+                f"epoch {self.epoch + 1}: the validation loss is {valid['loss']} at a learning "
+                f"rate of {lr:.4g}; lower it (to {lr / 10:.2g}, say), clip the gradients, with "
+                f"Trainer(clip_grad_norm=1.0), or check the validation images"
+            )
+        return valid
 
     def _train_batch(self, images: Any, labels: Any) -> None:
         assert self.optimizer is not None
@@ -327,10 +345,12 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave; ArgumentError if it is of another run."""
-        assert self.optimizer is not None
-        mine = self.state_dict()
-        missing = sorted(mine.keys() - state.keys())
+        """Take back what `state_dict` gave; ArgumentError if it is of another run.
+
+        After any error all parts are as they were.
+        """
+        before = _copied(self.state_dict())
+        missing = sorted(before.keys() - state.keys())
         if missing:
             raise ArgumentError(f"the state lacks {', '.join(missing)}")
         for part, name in self._classes().items():
@@ -339,30 +359,54 @@ class Trainer:
                     f"its {part} is {state['classes'].get(part)}, that of this run {name}; resume "
                     f"with the same {part}"
                 )
+        # A loader cannot be put back in the middle of what it did, so it is tried on copies.
+        loaders = {"train_loader": self.train_loader, "valid_loader": self.valid_loader}
+        positions: list[tuple[Any, Any]] = [
+            (loader, state[name])
+            for name, loader in loaders.items()
+            if state[name] is not None and hasattr(loader, "load_state_dict")
+        ]
+        for loader, position in positions:
+            copy.copy(loader).load_state_dict(position)
+        try:
+            self._load(state)
+        except Exception:
+            self._load(before)
+            raise
+        for loader, position in positions:
+            loader.load_state_dict(position)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Take a state, short of the loaders' positions."""
+        assert self.optimizer is not None
+        # Through float or int, as the field is: a state of something else fails here, not later.
+        running = {k: type(v)(state["running"][k]) for k, v in asdict(Running()).items()}
+        rows = [{**dict.fromkeys(COLUMNS), **row} for row in state["history"]]
+        epoch, step = index(state["epoch"]), index(state["step"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
-        for name in ("train_loader", "valid_loader"):
-            loader, position = getattr(self, name), state[name]
-            if position is not None and hasattr(loader, "load_state_dict"):
-                loader.load_state_dict(position)
         for name, callback in self._named_callbacks():
             if name in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][name])
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.running = Running(**state["running"])
-        self.history = History()
-        self.history.rows = list(state["history"])
         random.set_state(state["random"])
+        self.epoch, self.step, self.running = epoch, step, Running(**running)
+        self.history = History()
+        self.history.rows = rows
 
     def _resume(self, folder: Path) -> None:
         state = checkpoint.load(folder)
         try:
             self.load_state_dict(state)
-        except ArgumentError as error:
+        except (ArgumentError, DtypeError) as error:
             raise FileError(
                 f"{checkpoint.find(folder)}: is a checkpoint of another run: {error.message}"
+            ) from error
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise FileError(
+                f"{checkpoint.find(folder)}: is no checkpoint of a Trainer like this one "
+                f"({type(error).__name__}: {error}); resume from another checkpoint"
             ) from error
 
     def _classes(self) -> dict[str, str | None]:
@@ -376,6 +420,15 @@ class Trainer:
             name = type(callback).__name__
             counts[name] = counts.get(name, 0) + 1
             yield f"{name}.{counts[name]}", callback
+
+
+def _copied(value: Any) -> Any:
+    """A state with arrays, dicts and lists of its own."""
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value.copy() if is_array(value) else value
 
 
 def _position(loader: Any) -> Any:

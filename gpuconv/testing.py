@@ -62,17 +62,30 @@ def assert_within_budget(fast: Any, plain: Any, truth: Any, factor: float = 4.0)
     """Assert that `fast` is at most `factor` times as far from `truth` as `plain` code is.
 
     `truth` is float64; `fast` and `plain` are of the precision under test. The distance is the
-    largest absolute difference; one rounding of the largest value is always allowed. NaN and shapes
-    must agree.
+    largest absolute difference of finite numbers; one rounding of the largest value is always
+    allowed. The three shapes must agree, NaN must be in `fast` where it is in `truth`, and
+    infinities too, with their sign (those of `truth` in the precision of `fast`, which may
+    overflow).
     """
     fast, plain, truth = (to_device(a, "cpu") for a in (fast, plain, truth))
     assert fast.shape == truth.shape, f"shape {fast.shape}, expected {truth.shape}"
-    assert np.array_equal(np.isnan(fast), np.isnan(truth)), (
+    assert plain.shape == truth.shape, f"shape {plain.shape} of plain, expected {truth.shape}"
+    with np.errstate(over="ignore"):
+        rounded = truth.astype(fast.dtype)
+    finite = np.isfinite(rounded)
+    assert np.array_equal(np.isnan(fast), np.isnan(rounded)), (
         "NaN where there should be none, or none"
     )
-    if not truth.size:
+    assert np.array_equal(
+        np.where(np.isinf(fast), fast, 0), np.where(np.isinf(rounded), rounded, 0)
+    ), "infinity where there should be none, or none, or of the wrong sign"
+    if not finite.any():
         return
-    error = np.nanmax(np.abs(fast.astype(np.float64) - truth))
-    tiny = np.finfo(fast.dtype).eps * np.nanmax(np.abs(truth))
-    budget = factor * np.nanmax(np.abs(plain.astype(np.float64) - truth)) + tiny
+
+    def distance(array: Any) -> float:
+        known = finite & np.isfinite(array)
+        return float(np.abs(array[known].astype(np.float64) - truth[known]).max(initial=0.0))
+
+    tiny = np.finfo(fast.dtype).eps * np.abs(truth[finite]).max()
+    error, budget = distance(fast), factor * distance(plain) + tiny
     assert error <= budget, f"error {error:.3e} exceeds the budget {budget:.3e}"

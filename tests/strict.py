@@ -1,11 +1,13 @@
 """A stand-in for CuPy that is stricter than CuPy, so that code valid only on NumPy fails here.
 
 `StrictArray` wraps a NumPy array and refuses what a GPU array refuses: conversion by `__array__`,
-NumPy's own functions, and any mixing with a NumPy array. `strict` is its module: only functions
-that CuPy has too exist in it, and all of them take StrictArrays. Numbers leave by `.get()`,
-`.item()`, `float()` and come in by `asarray`, as with CuPy.
+NumPy's own functions, and any mixing with a NumPy array or a list. `strict` is its module: only
+functions that CuPy has too exist in it, with CuPy's arguments and no others, and all of them take
+StrictArrays. Numbers leave by `.get()`, `.item()`, `float()` and come in by `asarray`, as with
+CuPy. Where CuPy is silent and wrong (an index out of range wraps around), this raises.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,8 @@ class StrictArray:
 
     def __init__(self, host: np.ndarray) -> None:
         assert isinstance(host, np.ndarray)
+        if host.dtype.kind not in "biuf" or host.itemsize > 8:
+            raise TypeError(f"dtype {host.dtype} is not used on a GPU")
         self._host = host
 
     # Refused on a GPU.
@@ -67,7 +71,7 @@ class StrictArray:
         return StrictArray(np.asarray(self._host[lower(index)]))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._host[lower(index)] = lower(value)
+        self._host[lower(index)] = lower(operand("__setitem__", value))
 
 
 def lower(value: Any) -> Any:
@@ -89,25 +93,152 @@ def lift(value: Any) -> Any:
     return value
 
 
-def _function(function: Any) -> Any:
+def operand(what: str, value: Any) -> Any:
+    """`value` if CuPy computes with it: an array of its own, a Python scalar, or None left out."""
+    if value is None or isinstance(value, (StrictArray, bool, int, float)):
+        return value
+    raise TypeError(f"{what}: a {type(value).__name__} is no operand on a GPU, only arrays are")
+
+
+def array(what: str, value: Any) -> Any:
+    """`value` if it is an array of this module."""
+    if isinstance(value, StrictArray):
+        return value
+    raise TypeError(f"{what}: a {type(value).__name__} was given where CuPy takes arrays only")
+
+
+# What a parameter of these names takes; the others (shapes, axes, flags) are not looked at.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(["a", "a1", "a2", "b", "m", "A", "array", "prototype", "condition"], array),
+    **dict.fromkeys(["x", "y", "x1", "x2", "fill_value", "a_min", "a_max", "other"], operand),
+    **dict.fromkeys(["min", "max", "value"], operand),
+    "tup": lambda what, several: [array(what, v) for v in several],
+    "operands": lambda what, several: [array(what, v) for v in several],
+}
+
+# CuPy 14's functions by their parameters, written as CuPy writes them (for the ufuncs without
+# `casting`). What is not here fails by name.
+FUNCTIONS = {
+    "x, /, out=None, *, dtype=None": """
+        abs absolute cos cosh exp expm1 floor isfinite isinf isnan log log1p log2 negative
+        reciprocal rint sign sin sinh sqrt square tanh trunc""",
+    "x1, x2, /, out=None, *, dtype=None": """
+        add copysign divide equal logaddexp maximum minimum multiply power subtract""",
+    "a, b, /, out=None, *, dtype=None": "matmul",
+    "a, axis=None, dtype=None, out=None, keepdims=False": "sum mean prod argmax argmin",
+    "a, axis=None, out=None, keepdims=False": "all any",
+    "a, axis=None, dtype=None, out=None, ddof=0, keepdims=False": "std var",
+    "a, axis=None, dtype=None, out=None": "cumsum",
+    "a, axis=-1, kind=None": "argsort sort",
+    "start, stop=None, step=1, dtype=None": "arange",
+    "start, stop, num=50, endpoint=True, retstep=False, dtype=None, axis=0": "linspace",
+    "N, M=None, k=0, dtype=float, order='C'": "eye",
+    "shape, dtype=float, order='C'": "empty ones zeros",
+    "shape, fill_value, dtype=None, order='C'": "full",
+    "prototype, dtype=None, order='K', subok=None, shape=None": "empty_like",
+    "a, dtype=None, order='K', subok=None, shape=None": "ones_like zeros_like",
+    "a, fill_value, dtype=None, order='K', subok=None, shape=None": "full_like",
+    "a1, a2, equal_nan=False": "array_equal",
+    "a, dtype=None": "ascontiguousarray",
+    "array, shape": "broadcast_to",
+    "a, a_min, a_max, out=None": "clip",
+    "tup, axis=0, out=None, *, dtype=None, casting='same_kind'": "concatenate stack",
+    "subscripts, *operands, dtype=None, optimize=False": "einsum",
+    "a, axis": "expand_dims",
+    "a, axis=None": "flip squeeze",
+    "a, b, max_work=None": "may_share_memory",
+    "a, source, destination": "moveaxis",
+    "a, b, out=None": "outer",
+    "array, pad_width, mode='constant', *, constant_values=0, reflect_type='even'": "pad",
+    "a, repeats, axis=None": "repeat",
+    "a, newshape, order='C', *, copy=None": "reshape",
+    "a, shift, axis=None": "roll",
+    "a, decimals=0, out=None": "round",
+    "a, axis1, axis2": "swapaxes",
+    "a, indices, axis=None, out=None": "take",
+    "a, indices, axis": "take_along_axis",
+    "a, b, axes=2": "tensordot",
+    "A, reps": "tile",
+    "a, axes=None": "transpose",
+    "m, k=0": "tril triu",
+    "condition, x=None, y=None": "where",
+}
+METHODS = {
+    "axis=None, dtype=None, out=None, keepdims=False": "sum mean",
+    "axis=None, out=None, keepdims=False": "max min all any",
+    "axis=None, out=None, dtype=None, keepdims=False": "argmax argmin",
+    "axis=None, dtype=None, out=None, ddof=0, keepdims=False": "std var",
+    "axis=None, dtype=None, out=None": "cumsum",
+    "*shape, order='C', copy=None": "reshape",
+    "*axes": "transpose",
+    "axis1, axis2": "swapaxes",
+    "dtype, order='K', casting=None, subok=None, copy=True": "astype",
+    "order='C'": "copy ravel",
+    "axis=None": "squeeze",
+    "min=None, max=None, out=None": "clip",
+    "value": "fill",
+    "decimals=0, out=None": "round",
+    "indices, axis=None, out=None": "take",
+    "dtype=None, type=None": "view",
+    "": "nonzero",
+}
+
+
+def dunder(names: str) -> list[str]:
+    return [f"__{name}__" for name in names.split()]
+
+
+_UNARY = dunder("neg pos abs invert")
+_BINARY = dunder("""
+    add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul
+    eq ne lt le gt ge and rand or ror xor rxor lshift rshift
+""")
+_INPLACE = dunder("iadd isub imul itruediv ifloordiv ipow iand ior ixor")
+
+
+def _binder(name: str, parameters: str) -> Callable[..., None]:
+    """A function of these parameters that raises TypeError for arguments CuPy would refuse."""
+    bind = eval(f"lambda {parameters}: locals()")
+
+    def check(*args: Any, **kwargs: Any) -> None:
+        try:
+            given = bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"CuPy's {name}({parameters}): {error}") from None
+        for parameter, value in given.items():
+            if parameter in _CHECKS:
+                _CHECKS[parameter](name, value)
+        if given.get("kind", "stable") not in (None, "stable"):
+            raise TypeError(f"{name}: CuPy sorts by kind=None or 'stable' only")
+
+    return check
+
+
+def _function(name: str, parameters: str, function: Any = None) -> Any:
+    function, check = function or getattr(np, name), _binder(name, parameters)
+
     def call(*args: Any, **kwargs: Any) -> Any:
-        lowered = {name: lower(v) for name, v in kwargs.items()}
-        return lift(function(*(lower(a) for a in args), **lowered))
+        lowered = [lower(a) for a in args], {key: lower(v) for key, v in kwargs.items()}
+        check(*args, **kwargs)
+        return lift(function(*lowered[0], **lowered[1]))
 
     return call
 
 
-def _method(name: str) -> Any:
+def _method(name: str, parameters: str) -> Any:
+    check = _binder(name, parameters)
+
     def call(self: StrictArray, *args: Any, **kwargs: Any) -> Any:
-        lowered = {key: lower(v) for key, v in kwargs.items()}
-        return lift(getattr(self._host, name)(*(lower(a) for a in args), **lowered))
+        lowered = [lower(a) for a in args], {key: lower(v) for key, v in kwargs.items()}
+        check(*args, **kwargs)
+        return lift(getattr(self._host, name)(*lowered[0], **lowered[1]))
 
     return call
 
 
 def _inplace(name: str) -> Any:
     def call(self: StrictArray, other: Any) -> StrictArray:
-        result = getattr(self._host, name)(lower(other))
+        result = getattr(self._host, name)(lower(operand(name, other)))
         if result is NotImplemented:
             raise TypeError(f"{name} refused")
         self._host = result
@@ -116,25 +247,11 @@ def _inplace(name: str) -> Any:
     return call
 
 
-def words(text: str) -> list[str]:
-    return text.split()
-
-
-_METHODS = words("""
-    sum mean max min argmax argmin reshape transpose swapaxes astype copy squeeze ravel clip all any
-    fill round take cumsum std var nonzero view
-""")
-_OPERATORS = words("""
-    add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul
-    neg pos abs eq ne lt le gt ge and rand or ror xor rxor invert lshift rshift
-""")
-_INPLACE = words("iadd isub imul itruediv ifloordiv ipow iand ior ixor")
-for _name in _METHODS:
-    setattr(StrictArray, _name, _method(_name))
-for _name in _OPERATORS:
-    setattr(StrictArray, f"__{_name}__", _method(f"__{_name}__"))
+for _parameters, _names in [*METHODS.items(), ("", " ".join(_UNARY)), ("other", " ".join(_BINARY))]:
+    for _name in _names.split():
+        setattr(StrictArray, _name, _method(_name, _parameters))
 for _name in _INPLACE:
-    setattr(StrictArray, f"__{_name}__", _inplace(f"__{_name}__"))
+    setattr(StrictArray, _name, _inplace(_name))
 
 
 def _asarray(value: Any, dtype: Any = None) -> StrictArray:
@@ -144,23 +261,11 @@ def _asarray(value: Any, dtype: Any = None) -> StrictArray:
     return StrictArray(np.array(value, dtype=dtype))
 
 
-# Functions of the array interface that CuPy 13 and 14 document; what is not here fails by name.
-_FUNCTIONS = words("""
-    abs absolute all any arange argmax argmin argsort array_equal ascontiguousarray broadcast_to
-    clip concatenate copysign cos cosh cumsum divide einsum empty empty_like equal exp
-    expand_dims expm1 eye flip floor full full_like isfinite isinf isnan linspace log log1p log2
-    logaddexp matmul maximum may_share_memory mean minimum moveaxis multiply negative ones
-    ones_like outer pad power prod reciprocal repeat reshape rint roll round sign sin sinh sort
-    sqrt square squeeze stack std subtract sum swapaxes take take_along_axis tanh tensordot tile
-    transpose tril triu trunc var where zeros zeros_like
-""")
-
-
 class _Add:
     """The ufunc `add`, callable and with `at`, as CuPy has it."""
 
-    __call__ = staticmethod(_function(np.add))
-    at = staticmethod(_function(np.add.at))
+    __call__ = staticmethod(_function("add", "x1, x2, /, out=None, *, dtype=None"))
+    at = staticmethod(_function("add.at", "a, indices, x2, /", np.add.at))
 
 
 strict = SimpleNamespace(
@@ -169,9 +274,12 @@ strict = SimpleNamespace(
     asarray=_asarray,
     array=_asarray,
     lib=SimpleNamespace(
-        stride_tricks=SimpleNamespace(as_strided=_function(np.lib.stride_tricks.as_strided))
+        stride_tricks=SimpleNamespace(
+            as_strided=_function(
+                "as_strided", "x, shape=None, strides=None", np.lib.stride_tricks.as_strided
+            )
+        )
     ),
-    add=_Add(),
     pi=np.pi,
     e=np.e,
     inf=np.inf,
@@ -190,5 +298,10 @@ strict = SimpleNamespace(
     iinfo=np.iinfo,
     dtype=np.dtype,
     result_type=np.result_type,
-    **{name: _function(getattr(np, name)) for name in _FUNCTIONS},
+    **{
+        name: _function(name, parameters)
+        for parameters, names in FUNCTIONS.items()
+        for name in names.split()
+    }
+    | {"add": _Add()},
 )

@@ -199,7 +199,10 @@ def test_mistakes_get_one_line(tmp_path: Path) -> None:
     )
     assert [path.name for path in tmp_path.iterdir()] == ["photo.txt"], "a mistake left a folder"
     assert (tmp_path / "photo.txt").read_text() == "mine"
-    fails(gpuconv("train", *SMALL, "--out", tmp_path / "photo.txt"), "cannot be made (File exists); choose another")
+    fails(
+        gpuconv("train", *SMALL, "--out", tmp_path / "photo.txt"),
+        "cannot be made (File exists); choose another",
+    )
 
 
 def test_a_loss_that_is_no_number_stops_with_one_line(tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 """Convolution against six plain loops and numbers worked out by hand; layouts, memory, errors."""
 
 import tracemalloc
+import weakref
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 
 import gpuconv as gc
+from gpuconv import ops
 from gpuconv.backends import get_backend
 from gpuconv.errors import ArgumentError, DtypeError
 from gpuconv.reference.conv import is_channels_last, tiles
-from gpuconv.shapes import ConvSpec
+from gpuconv.shapes import PADDING_MODES, ConvSpec
 
 
 def six_loops(
@@ -128,18 +131,107 @@ def test_memory_is_bounded() -> None:
         assert peak <= result + padded + weights + 2 * be.workspace + (1 << 20), f"{peak >> 20} MiB"
 
 
-@pytest.mark.parametrize("op", ["conv", "conv_grad_input"])
-def test_channels_last_stays_channels_last(rng: np.random.Generator, op: str) -> None:
-    be = get_backend("numpy")
-    spec = ConvSpec.infer((2, 3, 6, 7), (4, 3, 3, 3), 2, 1)
-    shape = spec.x_shape if op == "conv" else spec.y_shape
-    x = rng.standard_normal(shape)
-    w = rng.standard_normal(spec.w_shape)
-    last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+def channels_last(x: np.ndarray) -> np.ndarray:
+    last = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
     assert is_channels_last(last)
-    y = getattr(be, op)(spec, last, w)
+    return last
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES)
+@pytest.mark.parametrize("op", ["conv", "conv_grad_input"])
+def test_channels_last_stays_channels_last(rng: np.random.Generator, op: str, mode: str) -> None:
+    be = get_backend("numpy")
+    spec = ConvSpec.infer((2, 3, 6, 7), (4, 3, 3, 3), 2, ((1, 2), (0, 1)), padding_mode=mode)
+    x = rng.standard_normal(spec.x_shape if op == "conv" else spec.y_shape)
+    w = rng.standard_normal(spec.w_shape)
+    y = getattr(be, op)(spec, channels_last(x), w)
     assert is_channels_last(y)
     np.testing.assert_array_equal(y, getattr(be, op)(spec, x, w))
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES)
+@pytest.mark.parametrize("nd", [1, 2, 3])
+def test_padding_keeps_channels_last(rng: np.random.Generator, nd: int, mode: str) -> None:
+    x = rng.standard_normal((2, 3, 4, 5, 6)[: nd + 2])
+    padding = (1, 2, 0, 3, 2, 1)[: 2 * nd]
+    y = ops.pad(channels_last(x), padding, mode)
+    assert is_channels_last(y)
+    np.testing.assert_array_equal(y, ops.pad(x, padding, mode))
+    gy = rng.standard_normal(y.shape)
+    grads = []
+    for array, gradient in ((channels_last(x), channels_last(gy)), (x, gy)):
+        leaf = gc.tensor(array, requires_grad=True)
+        ops.pad(leaf, padding, mode).backward(gradient)
+        grads.append(leaf.grad.numpy())
+    assert is_channels_last(grads[0])
+    np.testing.assert_array_equal(*grads)
+
+
+# A bilinear operation of x and w (these shapes), and of each: whether it is kept for the other's
+# gradient. Numbers are no arrays: nothing is kept for the gradient of an array times a number.
+BILINEAR: dict[str, tuple[Any, tuple[int, ...], tuple[int, ...]]] = {
+    "conv": (lambda x, w: gc.conv2d(x, w, padding=1), (1, 2, 4, 4), (3, 2, 3, 3)),
+    "conv-transpose": (gc.conv_transpose2d, (1, 2, 4, 4), (2, 3, 3, 3)),
+    "conv-grad-input": (
+        lambda gy, w: gc.conv2d_grad_input(gy, w, (1, 2, 4, 4)),
+        (1, 3, 2, 2),
+        (3, 2, 3, 3),
+    ),
+    "conv-grad-weight": (
+        lambda gy, x: gc.conv2d_grad_weight(gy, x, (3, 2, 3, 3)),
+        (1, 3, 2, 2),
+        (1, 2, 4, 4),
+    ),
+    "linear": (ops.linear, (4, 3), (2, 3)),
+    "multiply": (ops.multiply, (4, 3), (4, 3)),
+}
+
+
+def alive_after(f: Any, *inputs: tuple[tuple[int, ...], bool]) -> list[bool]:
+    """Which arrays of the shapes (differentiated or not) live on in the graph of the result."""
+    leaves = [gc.tensor(np.ones(shape), requires_grad=needed) for shape, needed in inputs]
+    made = [leaf + 1.0 for leaf in leaves]
+    arrays = [weakref.ref(t.data) for t in made]
+    y = f(*made)
+    del made
+    alive = [array() is not None for array in arrays]
+    y.backward(np.ones(y.shape))
+    assert [leaf.grad is not None for leaf in leaves] == [needed for _, needed in inputs]
+    return alive
+
+
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("name", BILINEAR)
+def test_an_input_is_kept_only_for_the_gradient_of_the_other(
+    name: str, needs: tuple[bool, bool]
+) -> None:
+    f, x, w = BILINEAR[name]
+    assert alive_after(f, (x, needs[0]), (w, needs[1])) == [needs[1], needs[0]]
+
+
+def test_division_keeps_the_divisor_and_for_its_gradient_both() -> None:
+    shape = (4, 3)
+    assert alive_after(ops.divide, (shape, True), (shape, False)) == [False, True]
+    assert alive_after(ops.divide, (shape, False), (shape, True)) == [True, True]
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: x * 2.0,
+        lambda x: 2.0 * x,
+        lambda x: x / 2.0,
+        lambda x: x + 2.0,
+        lambda x: 2.0 - x,
+        lambda x: -x,
+        lambda x: x.sum(0),
+        lambda x: x.mean(),
+        lambda x: x.reshape(3, 4) * 1.0,
+    ],
+    ids=["x*2", "2*x", "x/2", "x+2", "2-x", "-x", "sum", "mean", "reshape"],
+)
+def test_linear_operations_keep_no_input(f: Any) -> None:
+    assert alive_after(f, ((4, 3), True)) == [False]
 
 
 def test_nothing_is_copied_in_and_nothing_is_changed(rng: np.random.Generator) -> None:

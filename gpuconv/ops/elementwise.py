@@ -7,6 +7,7 @@ import numpy as np
 from gpuconv.autograd import Function
 from gpuconv.backends import Array, Backend, device_of, to_device
 from gpuconv.errors import ArgumentError
+from gpuconv.shapes import Ints
 
 
 def unbroadcast(g: Array, like: Any) -> Array:
@@ -37,8 +38,9 @@ def check_shapes(op: str, *arrays: Any) -> None:
 class Like:
     """Shape and dtype of an array whose values are not needed any more."""
 
-    def __init__(self, array: Any) -> None:
-        self.shape, self.ndim, self.dtype = array.shape, array.ndim, array.dtype
+    def __init__(self, array: Any, shape: Ints | None = None) -> None:
+        self.shape: Ints = array.shape if shape is None else shape
+        self.ndim, self.dtype = len(self.shape), array.dtype
 
 
 class _Binary(Function):
@@ -132,9 +134,10 @@ class Power(_Binary):
             some = xp.where(b == 0, xp.ones_like(b), b) if hasattr(b, "shape") else b or 1
             return gy * (b * a ** (some - 1))
         base = xp.asarray(a)
-        # d/db a**b = a**b log a, and 0 where a is 0, as PyTorch has it.
-        log = xp.log(xp.where(base == 0, xp.ones_like(base), base))
-        return gy * (a**b) * xp.where(base == 0, xp.zeros_like(log), log)
+        # d/db a**b = a**b log a; where a is 0 and b is not negative it is 0, as PyTorch has it.
+        flat = (base == 0) & (xp.asarray(b) >= 0)
+        log = xp.log(xp.where(flat, xp.ones_like(base), base))
+        return gy * xp.where(flat, xp.zeros_like(log), a**b * log)
 
 
 class Maximum(_Binary):

@@ -7,12 +7,15 @@ from gpuconv.autograd import Function
 from gpuconv.backends import Array, Backend
 from gpuconv.errors import ArgumentError
 from gpuconv.ops.dtypes import check_dtypes
-from gpuconv.ops.elementwise import unbroadcast
+from gpuconv.ops.elementwise import Like, unbroadcast
 from gpuconv.ops.reduce import row_sums
 
 
 class MatMul(Function):
     """NumPy's matmul: stacks of matrices broadcast; a vector is a matrix of one row or column."""
+
+    a: Any  # the array where it is needed again, else a `Like` of it
+    b: Any
 
     def forward(self, be: Backend, a: Array, b: Array) -> Array:
         check_dtypes("matmul", a=a, b=b)
@@ -22,7 +25,7 @@ class MatMul(Function):
                 f"matmul: shapes {a.shape} and {b.shape} do not fit; the last size of the first "
                 f"must be the last but one of the second"
             )
-        self.a, self.b = a, b
+        self.a, self.b = (a if self.needs[1] else Like(a)), (b if self.needs[0] else Like(b))
         y = be.xp.asarray(be.xp.matmul(a, b))
         self.macs = y.size * a.shape[-1]
         return y
@@ -33,13 +36,15 @@ class MatMul(Function):
             gy = gy[..., None, :] if b.ndim > 1 else gy[..., None]
         if b.ndim == 1:
             gy = gy[..., None]
-        a2 = a[None, :] if a.ndim == 1 else a
-        b2 = b[:, None] if b.ndim == 1 else b
         ga = gb = None
         if self.needs[0]:
-            ga = unbroadcast(xp.matmul(gy, b2.swapaxes(-1, -2)), a2).reshape(a.shape)
+            b2 = b[:, None] if b.ndim == 1 else b
+            row = (1, *a.shape) if a.ndim == 1 else a.shape
+            ga = unbroadcast(xp.matmul(gy, b2.swapaxes(-1, -2)), Like(a, row)).reshape(a.shape)
         if self.needs[1]:
-            gb = unbroadcast(xp.matmul(a2.swapaxes(-1, -2), gy), b2).reshape(b.shape)
+            a2 = a[None, :] if a.ndim == 1 else a
+            column = (*b.shape, 1) if b.ndim == 1 else b.shape
+            gb = unbroadcast(xp.matmul(a2.swapaxes(-1, -2), gy), Like(b, column)).reshape(b.shape)
         return ga, gb
 
 

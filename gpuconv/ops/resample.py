@@ -92,8 +92,9 @@ def _resample(be: Backend, x: Array, taps: Sequence[Taps | None]) -> Array:
 def nearest_taps(size: int, out: int, scale: float, several_axes: bool) -> Taps:
     """Output i is input floor(i * scale), the product rounded to float32 as PyTorch has it.
 
-    On two or more axes PyTorch takes sizes that are equal or exactly doubled for scales of 1 and 2,
-    whatever the factor was that led to them.
+    On two or more axes, sizes that are equal or exactly doubled are taken for scales of 1 and 2,
+    whatever factor led to them: so does PyTorch for small images and in its gradients, while its
+    forward pass on large ones does not.
     """
     if several_axes and out in (size, 2 * size):
         scale = size / out

@@ -133,19 +133,42 @@ TRANSPOSED: list[tuple[str, Sequence[int], Sequence[int], Any, Any, Any, int, An
     ("1d", (2, 3, 5), (3, 4, 4), 3, 1, 1, 1, 1),
     ("3d", (1, 2, 3, 2, 3), (2, 3, 2, 3, 2), (2, 1, 2), (0, 1, 0), (1, 0, 1), 1, 1),
     ("3d-grouped", (1, 4, 2, 2, 3), (4, 2, 3, 3, 3), 2, 1, 1, 2, 1),
+    ("same", (2, 3, 5, 4), (3, 2, 3, 5), 1, "same", 0, 1, 1),
+    ("same-even", (1, 2, 5, 4), (2, 3, 2, 4), 1, "same", 0, 1, 1),
+    ("same-stride2", (2, 2, 4, 5), (2, 3, 3, 5), 2, "same", 0, 1, 1),
+    ("same-even-stride2", (1, 2, 3, 5), (2, 3, 4, 2), 2, "same", 0, 1, 1),
+    ("same-stride3", (1, 2, 3, 4), (2, 2, 5, 4), 3, "same", 0, 1, 1),
+    ("same-stride-2-3", (1, 2, 4, 3), (2, 2, 5, 6), (2, 3), "same", 0, 1, 1),
+    ("same-stride-over-kernel", (1, 2, 3, 4), (2, 2, 1, 2), 3, "same", 0, 1, 1),
+    ("same-dilated", (1, 2, 4, 5), (2, 2, 2, 3), 1, "same", 0, 1, (3, 2)),
+    ("same-dilated-stride2", (1, 2, 3, 4), (2, 2, 2, 4), 2, "same", 0, 1, 3),
+    ("same-grouped", (2, 4, 3, 4), (4, 2, 4, 3), 2, "same", 0, 2, 1),
+    ("same-1d", (2, 2, 5), (2, 3, 4), 3, "same", 0, 1, 1),
+    ("same-3d", (1, 2, 2, 3, 2), (2, 2, 2, 3, 4), (1, 2, 3), "same", 0, 1, 1),
+    ("valid", (1, 2, 4, 3), (2, 3, 3, 2), 2, "valid", 1, 1, 1),
 ]
 
 
 def transposed_case(row: tuple[str, Sequence[int], Sequence[int], Any, Any, Any, int, Any]) -> Case:
     name, xs, ws, stride, padding, extra, groups, dilation = row
     nd = len(xs) - 2
-    pads = explicit_pads(padding, xs, ws, stride, dilation)
+    strides = [stride] * nd if isinstance(stride, int) else stride
+    target = [n * s for n, s in zip(xs[2:], strides, strict=True)]
+    pads = explicit_pads(padding, (*xs[:2], *target), ws, stride, dilation)
 
     def ours(x: Any, w: Any, b: Any) -> Any:
         return OURS_T[nd](x, w, b, stride, padding, extra, groups, dilation)
 
     def peer(torch: Any, x: Any, w: Any, b: Any) -> Any:
         conv = getattr(torch.nn.functional, f"conv_transpose{nd}d")
+        if padding == "same":
+            # `target` pixels of a result with none taken off; zeros after it where it is shorter.
+            y = conv(x, w, None, stride, 0, 0, groups, dilation)
+            for axis, ((lo, _), n) in enumerate(zip(pads, target, strict=True), start=2):
+                missing = max(lo + n - y.shape[axis], 0)
+                after = torch.zeros((*y.shape[:axis], missing, *y.shape[axis + 1 :]), dtype=y.dtype)
+                y = torch.cat((y, after), axis).narrow(axis, lo, n)
+            return y + b.reshape(-1, *(1,) * nd)
         if all(lo == hi for lo, hi in pads):
             symmetric = tuple(lo for lo, _ in pads)
             return conv(x, w, b, stride, symmetric, extra, groups, dilation)

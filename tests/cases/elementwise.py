@@ -1,9 +1,11 @@
 """Elementwise arithmetic and reductions, with broadcasting."""
 
+from typing import Any
+
 import numpy as np
 
 from gpuconv import ops
-from tests.cases.case import Case
+from tests.cases.case import Case, Make
 
 S = (2, 3, 4)
 
@@ -24,7 +26,66 @@ def ties(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(0, 2, S).astype(np.float64)
 
 
+def some_zeros(rng: np.random.Generator) -> np.ndarray:
+    return np.where(rng.random(S) < 0.5, 0.0, rng.uniform(0.5, 2.0, S))
+
+
+def number(low: float, high: float) -> Make:
+    """An array of no axes."""
+    return lambda rng: np.asarray(rng.uniform(low, high))
+
+
+N, M, POSITIVE = number(-1.0, -0.1), number(0.1, 1.0), number(0.5, 2.0)
+
+
+def true(rng: np.random.Generator) -> np.ndarray:
+    return np.asarray(True)
+
+
+def to_power_of_mask(a: Any, m: Any) -> Any:
+    return ops.power(a, ops.astype(m, a.dtype))
+
+
+NO_AXES = [
+    Case("add-0d", ops.add, lambda t, a, b: a + b, (N, M)),
+    Case("add-0d-scalar", lambda a: ops.add(2, a), lambda t, a: 2 + a, (N,)),
+    Case("subtract-0d", ops.subtract, lambda t, a, b: a - b, (N, M)),
+    Case("subtract-0d-from-axes", ops.subtract, lambda t, a, b: a - b, (S, M)),
+    Case("multiply-0d", ops.multiply, lambda t, a, b: a * b, (N, M)),
+    Case("multiply-0d-scalar", lambda a: ops.multiply(a, 0.5), lambda t, a: a * 0.5, (N,)),
+    Case("multiply-0d-by-axes", ops.multiply, lambda t, a, b: a * b, (N, S)),
+    Case("divide-0d", ops.divide, lambda t, a, b: a / b, (N, POSITIVE)),
+    Case("divide-0d-scalar", lambda a: ops.divide(a, 3), lambda t, a: a / 3, (N,)),
+    Case("divide-0d-of-scalar", lambda a: ops.divide(3, a), lambda t, a: 3 / a, (POSITIVE,)),
+    Case("power-0d", ops.power, lambda t, a, b: a**b, (POSITIVE, N)),
+    Case("power-0d-scalar", lambda a: ops.power(a, 3), lambda t, a: a**3, (N,)),
+    Case("power-0d-zeroth", lambda a: ops.power(a, 0), lambda t, a: a**0, (number(0.0, 0.0),)),
+    Case("power-0d-of-scalar", lambda b: ops.power(2.0, b), lambda t, b: 2.0**b, (N,)),
+    Case("maximum-0d", ops.maximum, lambda t, a, b: t.maximum(a, b), (N, M)),
+    Case("maximum-0d-scalar", lambda a: ops.maximum(a, 0.0), lambda t, a: a.clamp(min=0.0), (N,)),
+    Case("minimum-0d", ops.minimum, lambda t, a, b: t.minimum(a, b), (N, M)),
+    Case("where-0d", ops.where, lambda t, c, a, b: t.where(c, a, b), (true, N, M)),
+    Case("where-0d-axes", ops.where, lambda t, c, a, b: t.where(c, a, b), (true, S, M)),
+    Case("negative-0d", ops.negative, lambda t, a: -a, (N,)),
+    Case("absolute-0d", ops.absolute, lambda t, a: a.abs(), (N,)),
+    Case("exp-0d", ops.exp, lambda t, a: a.exp(), (N,)),
+    Case("log-0d", ops.log, lambda t, a: a.log(), (POSITIVE,)),
+    Case("sqrt-0d", ops.sqrt, lambda t, a: a.sqrt(), (POSITIVE,)),
+    Case("clip-0d", lambda a: ops.clip(a, -2, 2), lambda t, a: a.clamp(-2, 2), (N,)),
+    Case("clip-0d-clipped", lambda a: ops.clip(a, low=0), lambda t, a: a.clamp(min=0), (N,)),
+    Case("sum-0d", ops.sum, lambda t, a: a.sum(), (N,)),
+    Case("sum-0d-keepdims", lambda a: ops.sum(a, None, True), lambda t, a: a.sum(), (N,)),
+    Case("mean-0d", ops.mean, lambda t, a: a.mean(), (N,)),
+    Case("mean-0d-keepdims", lambda a: ops.mean(a, None, True), lambda t, a: a.mean(), (N,)),
+    Case("var-0d", lambda a: ops.var(a, None, 0), lambda t, a: a.var(correction=0), (N,)),
+    Case("max-0d", ops.max, lambda t, a: a.amax(), (N,)),
+    Case("max-0d-keepdims", lambda a: ops.max(a, None, True), lambda t, a: a.amax(), (N,)),
+    Case("min-0d", ops.min, lambda t, a: a.amin(), (N,)),
+]
+
+
 CASES = [
+    *NO_AXES,
     Case("add", ops.add, lambda t, a, b: a + b, (S, S)),
     Case("add-broadcast", ops.add, lambda t, a, b: a + b, (S, (3, 1))),
     Case("add-broadcast-both", ops.add, lambda t, a, b: a + b, ((2, 1, 4), (3, 1))),
@@ -43,6 +104,14 @@ CASES = [
     Case("divide-scalar", lambda a: ops.divide(2, a), lambda t, a: 2 / a, (positive,)),
     Case("power-scalar", lambda a: ops.power(a, 3), lambda t, a: a**3, (S,)),
     Case("power-half", lambda a: ops.power(a, 0.5), lambda t, a: a**0.5, (positive,)),
+    Case("power-zeroth", lambda a: ops.power(a, 0), lambda t, a: a**0, (some_zeros,)),
+    Case("power-zeroth-float", lambda a: ops.power(a, 0.0), lambda t, a: a**0.0, (some_zeros,)),
+    Case(
+        "power-of-mask",
+        to_power_of_mask,
+        lambda t, a, m: a ** m.to(a.dtype),
+        (some_zeros, mask),
+    ),
     Case("power", ops.power, lambda t, a, b: a**b, (positive, S)),
     Case("power-of-scalar", lambda b: ops.power(2.0, b), lambda t, b: 2.0**b, (S,)),
     Case("maximum", ops.maximum, lambda t, a, b: t.maximum(a, b), (S, S), kinks=True),

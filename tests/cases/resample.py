@@ -29,6 +29,23 @@ ROWS: list[tuple[str, Sequence[int], Any, Any]] = [
     ("1d-by-2.4", (2, 3, 6), None, 2.4),
     ("3d", (1, 2, 3, 4, 5), (5, 3, 7), None),
     ("3d-by", (1, 2, 3, 4, 3), None, (2, 0.5, 1.5)),
+    # Factors that are not 1 or 2, but whose results have the input's size or twice that.
+    ("by-1.1", (1, 2, 5, 9), None, 1.1),
+    ("by-2.1", (2, 2, 5, 7), None, 2.1),
+    ("by-1.15-2.15", (1, 2, 6, 6), None, (1.15, 2.15)),
+    ("by-2.1-1.5", (1, 2, 6, 5), None, (2.1, 1.5)),
+    ("1d-by-1.1", (2, 3, 9), None, 1.1),
+    ("1d-by-2.1", (2, 3, 7), None, 2.1),
+]
+# On two or three axes torch takes these for factors of 1 and 2 in "nearest", but not in every path
+# of its forward pass: on a contiguous input not in 3-D, nor in 2-D where height and width of the
+# result add up to more than 128. It does with four channels or more that come last, as here, and
+# its backward pass does always.
+LAST_ROWS: list[tuple[str, Sequence[int], Any, Any]] = [
+    ("2d-by-2.02", (1, 4, 40, 30), None, (2.02, 2.02)),
+    ("3d-by-1.1", (1, 4, 3, 5, 4), None, 1.1),
+    ("3d-by-2.1", (1, 4, 4, 3, 5), None, 2.1),
+    ("3d-by-1.2-2.1-1.5", (1, 4, 3, 5, 4), None, (1.2, 2.1, 1.5)),
 ]
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -48,6 +65,11 @@ def cases(row: tuple[str, Sequence[int], Any, Any], last: bool = False) -> list[
         def peer(torch: Any, x: Any) -> Any:
             x = x.permute(order) if last else x
             aligned = None if mode == "nearest" else corners
+            if mode == "nearest" and nd == 1 and scale is not None:
+                # torch's backward pass takes other pixels than its forward pass, see LAST_ROWS.
+                ramp = torch.arange(xs[2], dtype=torch.float64).reshape(1, 1, -1)
+                chosen = torch.nn.functional.interpolate(ramp, None, scale, mode)
+                return x[..., chosen.long().flatten()]
             return torch.nn.functional.interpolate(x, size, scale, mode, aligned)
 
         label = f"{mode}{'-corners' if corners else ''}{'-channels-last' if last else ''}"
@@ -87,6 +109,7 @@ def unshuffle_case(row: tuple[str, Sequence[int], int]) -> Case:
 CASES = [
     *(case for row in ROWS for case in cases(row)),
     *(case for row in ROWS if row[0] in ("size", "1d", "3d") for case in cases(row, last=True)),
+    *(case for row in LAST_ROWS for case in cases(row, last=True)),
     *(shuffle_case(row) for row in SHUFFLED),
     *(unshuffle_case(row) for row in SHUFFLED),
 ]

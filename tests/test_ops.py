@@ -7,7 +7,7 @@ import pytest
 
 import gpuconv as gc
 from gpuconv import ops
-from gpuconv.autograd import Tensor
+from gpuconv.autograd import Function, Tensor
 from gpuconv.backends import Backend
 from gpuconv.testing import assert_within_budget, check_gradients
 from tests.cases import CASES
@@ -151,3 +151,30 @@ def test_float32_stays_float32(case: Case) -> None:
     ):
         if ours is not None:
             assert_within_budget(ours, plain, exact)
+
+
+def every_function() -> set[type]:
+    """The Functions of gpuconv.ops, but for bases that others derive from."""
+    found, todo = set(), [Function]
+    while todo:
+        derived = [c for c in todo.pop().__subclasses__() if c.__module__.startswith("gpuconv.ops")]
+        todo += derived
+        found |= {c for c in derived if not c.__name__.startswith("_")}
+    return found
+
+
+def test_every_function_has_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By introspection: what no row of the table runs backward fails here."""
+    passed: set[type] = set()
+    free = Function.free
+
+    def freed(self: Function) -> None:
+        passed.add(type(self))
+        free(self)
+
+    monkeypatch.setattr(Function, "free", freed)
+    for case in CASES:
+        run(case, case.arrays())
+    missing = {c.__name__ for c in every_function() - passed}
+    # A base class, and the move between two devices, of which one machine has but one.
+    assert missing == {"Pointwise", "ToDevice"}

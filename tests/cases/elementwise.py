@@ -85,6 +85,7 @@ NO_AXES = [
 
 
 CASES = [
+    Case("astype", lambda a: ops.astype(a * 2, a.dtype), lambda t, a: (a * 2).to(a.dtype), (S,)),
     *NO_AXES,
     Case("add", ops.add, lambda t, a, b: a + b, (S, S)),
     Case("add-broadcast", ops.add, lambda t, a, b: a + b, (S, (3, 1))),

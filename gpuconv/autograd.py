@@ -459,12 +459,10 @@ def _check_not_freed(root: Function) -> None:
 def _run_backward(root: Function, gy: Array) -> None:
     _check_not_freed(root)
     waiting: dict[Function, Array] = {root: gy}
-    owned: set[Function] = set()  # nodes whose gradient is a sum made here, so safe to add to
     heap = [(-root.number, root)]
     while heap:
         _, node = heapq.heappop(heap)
         gy = waiting.pop(node)
-        owned.discard(node)
         xp, grads = node.be.xp, node.backward(node.be, gy)
         if not isinstance(grads, tuple):
             grads = (grads,)
@@ -490,11 +488,8 @@ def _run_backward(root: Function, gy: Array) -> None:
             elif edge not in waiting:
                 waiting[edge] = g
                 heapq.heappush(heap, (-edge.number, edge))
-            elif edge in owned:
-                waiting[edge] += g
-            else:
+            else:  # a new array, never in place: others may hold the one that is there
                 waiting[edge] = _array(waiting[edge] + g)
-                owned.add(edge)
         del edges, grads
 
 

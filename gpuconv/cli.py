@@ -97,10 +97,15 @@ def train(
         int | None, typer.Option(help="Use at most so many training and test images.")
     ] = Config.limit,
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = Config.seed,
-    out: Annotated[Path | None, typer.Option(help="Run folder [default: runs/MODEL-DATA].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/MODEL-DATA if not given.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace a run that is in the folder.")] = False,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this folder, as it was configured.")
+        Path | None,
+        typer.Option(
+            help="Go on with the run in this folder (from its last/; RUN/best works too)."
+        ),
     ] = None,
     compute: Backend = "auto",
 ) -> None:

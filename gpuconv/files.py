@@ -27,6 +27,8 @@ def write_atomically(path: StrPath, data: bytes) -> None:
         target = Path(os.path.realpath(path))  # a link stays a link
     except ValueError as error:
         raise FileError(f"{path!r}: cannot be written ({error}); check the path") from error
+    if target.exists() and not target.is_file():
+        raise FileError(f"{path}: not a regular file, and would be replaced by one; check the path")
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         try:

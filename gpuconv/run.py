@@ -205,12 +205,18 @@ def start(config: Config, folder: Path, device: str, overwrite: bool = False) ->
 
 
 def resume(folder: Path, device: str) -> History:
-    """Go on with a run from its `last/` checkpoint, or from the beginning if it has none yet."""
+    """Go on with a run from its `last/`, or from the beginning if it has no checkpoint yet.
+
+    `folder` may also name one of the run's checkpoints, to go on from that.
+    """
+    name = "last"
+    if folder.name in ("last", "best") and not (folder / "config.json").exists():
+        folder, name = folder.parent, folder.name
     config = Config.load(folder / "config.json")
     begun = bool(_held(folder))
     if not begun:
         _log.warning("%s has no checkpoint yet: the run starts from the beginning", folder)
-    return _train(config, datasets(config), folder, device, folder / "last" if begun else None)
+    return _train(config, datasets(config), folder, device, folder / name if begun else None)
 
 
 def _train(

@@ -7,6 +7,7 @@ import numpy as np
 
 from gpuconv.autograd import Tensor, no_grad
 from gpuconv.backends import backend_of, to_device
+from gpuconv.errors import ArgumentError
 
 
 def check_gradients(
@@ -27,6 +28,8 @@ def check_gradients(
     def is_input(array: Any) -> bool:
         return hasattr(array, "dtype") and array.dtype == np.float64
 
+    if not any(is_input(array) for array in arrays):
+        raise ArgumentError("check_gradients: no input is float64; convert them with .astype")
     tensors = [Tensor(a, requires_grad=True) if is_input(a) else a for a in arrays]
     y = f(*tensors)
     weight = be.asarray(np.asarray(rng.standard_normal(y.shape)))

@@ -123,6 +123,12 @@ def test_an_interrupted_run_goes_on_as_it_was_configured(tmp_path: Path) -> None
     for name in ("model", "optimizer"):
         ours, theirs = (tmp_path / run / f"last/{name}.safetensors" for run in ("stopped", "whole"))
         assert ours.read_bytes() == theirs.read_bytes()
+    damaged = folder / "last" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    fails(gpuconv("train", "--resume", folder), "such as best")
+    best = gpuconv("train", "--resume", folder / "best")
+    assert best.returncode == 0, best.stderr
+    assert damaged.read_bytes() == (tmp_path / "whole/last/model.safetensors").read_bytes()
     refused = gpuconv("train", "--resume", folder, "--epochs", 9)
     assert refused.returncode == 1
     assert "leave out --epochs" in refused.stderr

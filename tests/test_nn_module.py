@@ -248,3 +248,11 @@ def test_a_parameter_is_not_replaced_by_what_would_not_be_saved() -> None:
     layer.weight = nn.Parameter(np.ones((2, 2), np.float32))
     layer.bias = None
     assert list(layer.state_dict()) == ["weight"]
+
+
+def test_register_buffer_is_an_assignment() -> None:
+    layer = nn.Identity()
+    layer.register_buffer("scale", np.ones(3))
+    assert isinstance(layer.scale, nn.Buffer)
+    assert list(layer.state_dict()) == ["scale"]
+    assert not list(layer.parameters())

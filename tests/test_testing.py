@@ -8,6 +8,7 @@ import pytest
 from gpuconv import ops
 from gpuconv.autograd import Function, Tensor
 from gpuconv.backends import Array, Backend
+from gpuconv.errors import ArgumentError
 from gpuconv.testing import assert_within_budget, check_gradients
 
 TRUTH = np.array([1.0, -2.0, 4.0])
@@ -165,3 +166,8 @@ def test_other_inputs_are_passed_on_and_not_differentiated(
     pair: tuple[np.ndarray, np.ndarray],
 ) -> None:
     check_gradients(lambda c, a, b: ops.where(c, a, b), pair[0] > 0, *pair)
+
+
+def test_nothing_to_check_is_an_error() -> None:
+    with pytest.raises(ArgumentError, match="no input is float64"):
+        check_gradients(lambda x: x, np.ones(2, np.float32))

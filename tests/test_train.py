@@ -518,3 +518,15 @@ def test_no_curves_without_matplotlib(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("gpuconv.train.callbacks.find_spec", lambda name: None)
     trainer(callbacks=[CurvePlot(tmp_path / "results.png")]).fit(batches(10))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_batches_of_another_library_are_taken_through_dlpack() -> None:
+    torch = pytest.importorskip("torch")
+    x, labels = images()
+    ours, theirs = trainer(), trainer()
+    ours.fit([(x, labels)])
+    theirs.fit([(torch.tensor(x), torch.tensor(labels))])
+    np.testing.assert_array_equal(ours.model.fc.weight.numpy(), theirs.model.fc.weight.numpy())
+    dataset = Dataset(torch.tensor(np.ones((3, 1, 2, 2), np.float32)), torch.tensor([0, 1, 1]))
+    assert isinstance(dataset.images, np.ndarray)
+    assert dataset.classes == ("0", "1")

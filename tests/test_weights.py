@@ -380,3 +380,11 @@ def test_a_kill_while_writing_leaves_a_readable_file(tmp_path: Path) -> None:
         child.stdout.close()
         array = weights.load(path)["a"]
         assert (array == array[0]).all()
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(FileError, match="not a regular file"):
+            weights.save(place, {"a": np.ones(2)})
+    assert (tmp_path / "pipe").is_fifo()

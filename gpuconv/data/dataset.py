@@ -45,7 +45,9 @@ class Dataset:
     name: str = "dataset"
 
     def __post_init__(self) -> None:
-        images = self.images if hasattr(self.images, "shape") else np.asarray(self.images)
+        images: Any = self.images if hasattr(self.images, "shape") else np.asarray(self.images)
+        if hasattr(images, "__dlpack__") and not isinstance(images, np.ndarray):
+            images = np.from_dlpack(images)  # PyTorch's tensors, for instance; no copy
         labels = np.asarray(self.labels)
         classes = tuple(self.classes)
         if images.dtype != np.uint8 and images.dtype.kind != "f":

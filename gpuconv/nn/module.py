@@ -60,6 +60,10 @@ class Module:
             y = y if changed is None else changed
         return y
 
+    def register_buffer(self, name: str, value: Any) -> None:
+        """As in torch: `self.name = nn.Buffer(value)`."""
+        setattr(self, name, Buffer(value))
+
     def register_forward_hook(self, hook: Hook) -> "HookHandle":
         """Call `hook(module, inputs, output)` after each forward pass.
 

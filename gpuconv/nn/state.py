@@ -67,7 +67,7 @@ def _array(op: str, name: str, value: Any) -> Array:
     except (DtypeError, BufferError, RuntimeError) as error:
         raise DtypeError(
             f"{op}: {name!r} is {type(value).__name__} and cannot be read as an array ({error}); "
-            f"convert it to a NumPy array first"
+            f"convert it to float32 first"
         ) from error
     if array.dtype.kind not in "fiub":
         raise DtypeError(f"{op}: {name!r} is {array.dtype}, but real numbers are needed")

@@ -120,7 +120,9 @@ def _read(place: Path) -> dict[str, Any]:
         claimed = content.pop("sha256", None) if isinstance(content, dict) else None
         found = _digest(content)
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: is damaged ({error}); resume from another checkpoint") from error
+        raise FileError(
+            f"{path}: is damaged ({error}); resume from another one, such as best"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         kind = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise FileError(
@@ -129,7 +131,7 @@ def _read(place: Path) -> dict[str, Any]:
         )
     state, files = content.get("state"), content.get("files")
     if not isinstance(state, dict) or not isinstance(files, dict):
-        raise FileError(f"{path}: lacks 'state' or 'files'; resume from another checkpoint")
+        raise FileError(f"{path}: lacks 'state' or 'files'; resume from another one, such as best")
     if found != claimed:
         raise FileError(
             f"{path}: is damaged or was edited (its SHA-256 is not the one in it); resume from "
@@ -142,7 +144,7 @@ def _read(place: Path) -> dict[str, Any]:
             if _fingerprint(data) != files[name]:
                 raise FileError(
                     f"{place / name}: is damaged or of another checkpoint (its size or SHA-256 is "
-                    f"not that in {STATE}); resume from another checkpoint"
+                    f"not that in {STATE}); resume from another one, such as best"
                 )
             arrays = weights.unpack(data, place / name)
             try:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from gpuconv import random
-from gpuconv.autograd import Tensor, no_grad
-from gpuconv.backends import backend_of, is_array, to_device
+from gpuconv.autograd import Tensor, no_grad, tensor
+from gpuconv.backends import backend_of, is_array
 from gpuconv.errors import ArgumentError, DtypeError, FileError, TrainingError
 from gpuconv.files import StrPath
 from gpuconv.nn.module import Module
@@ -264,9 +264,7 @@ class Trainer:
         return islice(self.train_loader, self.running.batches, None)
 
     def _tensor(self, array: Any) -> Tensor:
-        if isinstance(array, Tensor):
-            array = array.data
-        return Tensor(to_device(array, self._device()))
+        return tensor(array, device=self._device())
 
     def _device(self) -> str:
         for _, held in self.model.named_state():
@@ -406,7 +404,7 @@ class Trainer:
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FileError(
                 f"{checkpoint.find(folder)}: is no checkpoint of a Trainer like this one "
-                f"({type(error).__name__}: {error}); resume from another checkpoint"
+                f"({type(error).__name__}: {error}); resume from another one, such as best"
             ) from error
 
     def _classes(self) -> dict[str, str | None]:

@@ -211,6 +211,6 @@ def test_what_cannot_be_written(tmp_path):
     with pytest.raises(FileError, match="cannot be written"):
         write_idx(tmp_path / "no" / "x", np.zeros(2, np.uint8))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(FileError, match="cannot be written"):
+    with pytest.raises(FileError, match="folder: not a regular file"):
         write_idx(tmp_path / "folder", np.zeros(2, np.uint8))
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]

@@ -493,6 +493,5 @@ def _run_backward(root: Function, gy: Array) -> None:
         del edges, grads
 
 
-# The operators above are thin names for these; the import is last because ops derives from
-# Function.
+# The operators above are thin names for these. Last, because ops derives from Function.
 from gpuconv import ops  # noqa: E402

@@ -148,14 +148,14 @@ def to_device(array: Array, device: str) -> Array:
 
 
 def resolve_device(device: str) -> str:
-    """ "cpu" or "cuda" for one of `DEVICES`: "auto" is the GPU if one is usable."""
+    """One of `DEVICES` as "cpu" or "cuda": "auto" is the GPU if one is usable."""
     if device not in DEVICES:
         raise DeviceError(f"device {device!r} is unknown; use one of {', '.join(DEVICES)}")
     return _auto_device() if device == "auto" else device
 
 
 def device_of(array: Array) -> str:
-    """ "cpu" for a NumPy array, "cuda" otherwise."""
+    """Where the array lives: "cpu" for a NumPy array, "cuda" otherwise."""
     return "cpu" if isinstance(array, np.ndarray) else "cuda"
 
 

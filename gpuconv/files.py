@@ -56,6 +56,11 @@ def fix(error: OSError) -> str:
     return "make the folder first" if error.errno == errno.ENOENT else "choose another folder"
 
 
+def is_partial(name: str) -> bool:
+    """Whether a file of this name is what `write_atomically` leaves when it is killed."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
 def sweep_partials(folder: StrPath) -> None:
     """Remove what `write_atomically` leaves in `folder` when it is killed.
 
@@ -64,7 +69,7 @@ def sweep_partials(folder: StrPath) -> None:
     """
     try:
         for path in Path(folder).iterdir():
-            if _PARTIAL.fullmatch(path.name) and stat.S_ISREG(path.lstat().st_mode):
+            if is_partial(path.name) and stat.S_ISREG(path.lstat().st_mode):
                 path.unlink(missing_ok=True)
     except FileNotFoundError:
         return

@@ -21,7 +21,7 @@ import numpy as np
 from gpuconv import data, models, nn, ops, optim, schedule
 from gpuconv.data import transforms
 from gpuconv.errors import ArgumentError, FileError
-from gpuconv.files import read_bytes, sweep_partials, write_atomically
+from gpuconv.files import is_partial, read_bytes, sweep_partials, write_atomically
 from gpuconv.random import manual_seed
 from gpuconv.train import CSVLogger, CurvePlot, History, ModelCheckpoint, Trainer, checkpoint
 
@@ -263,9 +263,18 @@ def _fit(
 def _held(folder: Path) -> set[str]:
     """The names in a folder that stand for something to keep: none of a run without checkpoint."""
     names = {path.name for path in folder.iterdir()}
-    if "config.json" in names:
+    if _is_run(folder):
         names -= {"config.json", "results.csv", "results.png", _LOCK}
     return names
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether the folder's config.json is one of ours: other programs have files of that name."""
+    try:
+        Config.load(folder / "config.json")
+    except FileError:
+        return False
+    return True
 
 
 @contextmanager
@@ -313,11 +322,16 @@ def _check_run_files(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         known = _RUN_FILES if len(name.parts) == 1 else _CHECKPOINT_FILES
-        partial = path.name.startswith(".") and path.name.endswith(".partial")
-        if path.is_symlink() or len(name.parts) > 2 or not (path.name in known or partial):
+        made = path.name in known or is_partial(path.name)
+        if path.is_symlink() or len(name.parts) > 2 or not made:
             raise ArgumentError(
                 f"{folder} holds {str(name)!r}, which no run made; choose another with --out"
             )
+    if not _is_run(folder):
+        raise ArgumentError(
+            f"{folder} holds no config.json of a run of this version, so it is not replaced; "
+            f"choose another with --out"
+        )
 
 
 @contextmanager

@@ -200,3 +200,17 @@ def test_both_parts_of_a_folder_must_have_the_same_classes(tmp_path: Path) -> No
         run.datasets(config)
     os.rename(tmp_path / "val" / "c", tmp_path / "val" / "b")
     assert [len(part) for part in run.datasets(config)] == [2, 2]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("besides", [(), ("results.csv",), ("best/model.safetensors",)])
+def test_a_config_of_another_program_is_not_replaced(
+    tmp_path: Path, besides: tuple[str, ...], overwrite: bool
+) -> None:
+    (tmp_path / "best").mkdir()
+    for place in ("config.json", *besides):
+        (tmp_path / place).write_text('{"hf": 1}')
+    before = contents(tmp_path)
+    with pytest.raises(ArgumentError, match=r"is not empty|no config.json of a run"):
+        run.start(SMALL, tmp_path, "cpu", overwrite=overwrite)
+    assert contents(tmp_path) == before

@@ -23,10 +23,10 @@ class _Activation(Function):
     def forward(self, be: Backend, x: Array) -> Array:
         check_dtypes(self.op, x=x)
         self.x = x
-        return be.xp.asarray(self.value(be.xp, x))
+        return self.value(be.xp, x)
 
     def backward(self, be: Backend, gy: Array) -> Array:
-        return be.xp.asarray(gy * self.slope(be.xp, self.x))
+        return gy * self.slope(be.xp, self.x)
 
     def value(self, xp: Any, x: Array) -> Array:
         raise NotImplementedError
@@ -40,11 +40,11 @@ class ReLU(_Activation):
 
     def forward(self, be: Backend, x: Array) -> Array:
         check_dtypes(self.op, x=x)
-        self.y = be.xp.asarray(be.xp.maximum(x, 0))
+        self.y = be.xp.maximum(x, 0)
         return self.y
 
     def backward(self, be: Backend, gy: Array) -> Array:
-        return be.xp.asarray(gy * (self.y > 0))
+        return gy * (self.y > 0)
 
 
 class LeakyReLU(_Activation):
@@ -73,12 +73,12 @@ class PReLU(Function):
         self.x, self.w_shape = x, w.shape
         # With a value a channel, (C, 1, ...) broadcasts along the channels, axis 1.
         self.w = w.reshape(-1, *(1,) * (x.ndim - 2)) if x.ndim > 1 else w.reshape((1,) * x.ndim)
-        return be.xp.asarray(be.xp.where(x > 0, x, x * self.w))
+        return be.xp.where(x > 0, x, x * self.w)
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
         xp, gx, gw = be.xp, None, None
         if self.needs[0]:
-            gx = xp.asarray(xp.where(self.x > 0, gy, gy * self.w))
+            gx = xp.where(self.x > 0, gy, gy * self.w)
         if self.needs[1]:
             terms = xp.asarray(gy * xp.minimum(self.x, 0))
             axes = tuple(a for a in range(terms.ndim) if a != 1 or self.w_shape == (1,))
@@ -105,21 +105,21 @@ class ELU(_Activation):
 class Sigmoid(Function):
     def forward(self, be: Backend, x: Array) -> Array:
         check_dtypes("sigmoid", x=x)
-        self.y = be.xp.asarray(logistic(be.xp, x))
+        self.y = logistic(be.xp, x)
         return self.y
 
     def backward(self, be: Backend, gy: Array) -> Array:
-        return be.xp.asarray(gy * (1 - self.y) * self.y)
+        return gy * (1 - self.y) * self.y
 
 
 class Tanh(Function):
     def forward(self, be: Backend, x: Array) -> Array:
         check_dtypes("tanh", x=x)
-        self.y = be.xp.asarray(be.xp.tanh(x))
+        self.y = be.xp.tanh(x)
         return self.y
 
     def backward(self, be: Backend, gy: Array) -> Array:
-        return be.xp.asarray(gy * (1 - self.y * self.y))
+        return gy * (1 - self.y * self.y)
 
 
 class SiLU(_Activation):

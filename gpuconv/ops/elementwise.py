@@ -63,7 +63,7 @@ class _Binary(Function):
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
         return tuple(
-            None if like is None else unbroadcast(be.xp.asarray(self.partial(be.xp, i, gy)), like)
+            None if like is None else unbroadcast(self.partial(be.xp, i, gy), like)
             for i, like in enumerate(self.like)
         )
 
@@ -78,29 +78,24 @@ class _Binary(Function):
         raise NotImplementedError
 
 
-class Add(Function):
-    def forward(self, be: Backend, a: Any, b: Any) -> Array:
-        check_shapes("add", a, b)
-        # Only shapes are kept: a sum must not hold its terms in memory.
-        self.like = tuple(Like(v) if n else None for v, n in zip((a, b), self.needs, strict=True))
+class Add(_Binary):
+    reads = ((), ())  # a sum does not hold its terms in memory
+
+    def compute(self, xp: Any, a: Any, b: Any) -> Array:
         return a + b
 
-    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
-        return tuple(None if like is None else unbroadcast(gy, like) for like in self.like)
+    def partial(self, xp: Any, i: int, gy: Array) -> Array:
+        return gy
 
 
-class Subtract(Function):
-    def forward(self, be: Backend, a: Any, b: Any) -> Array:
-        check_shapes("subtract", a, b)
-        self.like = tuple(Like(v) if n else None for v, n in zip((a, b), self.needs, strict=True))
+class Subtract(_Binary):
+    reads = ((), ())
+
+    def compute(self, xp: Any, a: Any, b: Any) -> Array:
         return a - b
 
-    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
-        a, b = self.like
-        return (
-            None if a is None else unbroadcast(gy, a),
-            None if b is None else unbroadcast(-gy, b),
-        )
+    def partial(self, xp: Any, i: int, gy: Array) -> Array:
+        return gy if i == 0 else -gy
 
 
 class Multiply(_Binary):

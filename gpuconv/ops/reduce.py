@@ -20,9 +20,9 @@ class _Reduction(Function):
         axis = range(x.ndim) if self.axis is None else self.axis
         return axes(type(self).__name__.lower(), axis, x.ndim)
 
-    def expand(self, be: Backend, g: Array) -> Array:
+    def expand(self, g: Array) -> Array:
         """`g` with the reduced axes back, each of size 1."""
-        return be.xp.asarray(g).reshape(self.kept)
+        return g.reshape(self.kept)
 
     def remember(self, x: Array) -> tuple[int, ...]:
         over = self.axes(x)
@@ -33,20 +33,20 @@ class _Reduction(Function):
 
 class Sum(_Reduction):
     def forward(self, be: Backend, x: Array) -> Array:
-        return be.xp.asarray(x.sum(axis=self.remember(x), keepdims=self.keepdims))
+        return x.sum(axis=self.remember(x), keepdims=self.keepdims)
 
     def backward(self, be: Backend, gy: Array) -> Array:
-        return be.xp.broadcast_to(self.expand(be, gy), self.shape)
+        return be.xp.broadcast_to(self.expand(gy), self.shape)
 
 
 class Mean(_Reduction):
     def forward(self, be: Backend, x: Array) -> Array:
         over = self.remember(x)
         self.count = prod(x.shape[a] for a in over)
-        return be.xp.asarray(x.mean(axis=over, keepdims=self.keepdims))
+        return x.mean(axis=over, keepdims=self.keepdims)
 
     def backward(self, be: Backend, gy: Array) -> Array:
-        return be.xp.broadcast_to(self.expand(be, gy / self.count), self.shape)
+        return be.xp.broadcast_to(self.expand(gy / self.count), self.shape)
 
 
 class Var(_Reduction):
@@ -66,10 +66,10 @@ class Var(_Reduction):
             )
         self.centred = x - x.mean(axis=over, keepdims=True)
         total = (self.centred * self.centred).sum(axis=over, keepdims=self.keepdims)
-        return be.xp.asarray(total / self.count)
+        return total / self.count
 
     def backward(self, be: Backend, gy: Array) -> Array:
-        return self.expand(be, gy) * self.centred * (2 / self.count)
+        return self.expand(gy) * self.centred * (2 / self.count)
 
 
 class _Extremum(_Reduction):
@@ -81,7 +81,7 @@ class _Extremum(_Reduction):
         over = self.remember(x)
         if not x.size:
             raise ArgumentError(f"{self.name}: of no values, in an array of shape {x.shape}")
-        y = be.xp.asarray(getattr(x, self.name)(axis=over, keepdims=True))
+        y = getattr(x, self.name)(axis=over, keepdims=True)
         self.x, self.y, self.over = x, y, over
         if self.keepdims:
             return y
@@ -89,7 +89,7 @@ class _Extremum(_Reduction):
 
     def backward(self, be: Backend, gy: Array) -> Array:
         hit = self.x == self.y
-        share = self.expand(be, gy) / hit.sum(axis=self.over, keepdims=True).astype(gy.dtype)
+        share = self.expand(gy) / hit.sum(axis=self.over, keepdims=True).astype(gy.dtype)
         return hit * share
 
 

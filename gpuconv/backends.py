@@ -26,7 +26,7 @@ from gpuconv.reference.pool import Pool
 from gpuconv.reference.step import Step
 
 Array = Any  # numpy.ndarray, cupy.ndarray, or an array of whatever module a Backend was given
-BACKENDS = ("numpy", "cuda")
+BACKENDS = ("numpy", "emulated", "cuda")
 DEVICES = ("cpu", "cuda", "auto")
 
 _chosen: ContextVar["Backend | None"] = ContextVar("gpuconv_backend", default=None)
@@ -76,9 +76,24 @@ def get_backend(name: str) -> Backend:
     """The backend called `name`; DeviceError if it is unknown or not usable on this machine."""
     if name == "numpy":
         return Backend(np, "numpy")
-    if name == "cuda":
-        return Backend(_cupy(), "cuda")
+    if name in ("emulated", "cuda"):
+        return _cuda_backend(name)
     raise DeviceError(f"backend {name!r} is unknown; use one of {', '.join(BACKENDS)}")
+
+
+def _cuda_backend(name: str) -> Backend:
+    cupy = _cupy() if name == "cuda" else None
+    try:
+        from gpuconv.cuda import CudaBackend
+        from gpuconv.device import CupyDevice, EmulatedDevice
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("gpuconv"):
+            raise
+        raise DeviceError(
+            f"backend {name!r} needs the kernels' compiler ({error}); install gpuconv[cuda13] or "
+            f"gpuconv[cuda12], or use backend 'numpy'"
+        ) from error
+    return CudaBackend(CupyDevice(cupy) if cupy else EmulatedDevice(), name)
 
 
 def backend_of(*arrays: Array) -> Backend:

@@ -22,3 +22,23 @@ def rng() -> np.random.Generator:
 def _library_seed() -> None:
     """Layers and dropout start from the same generator in every test."""
     gpuconv.manual_seed(0)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-gpu", action="store_true", help="fail, instead of skipping, what needs a GPU"
+    )
+
+
+@pytest.fixture(scope="session")
+def gpu(request: pytest.FixtureRequest) -> object:
+    """The CUDA backend on this machine's GPU."""
+    from gpuconv.backends import get_backend
+    from gpuconv.errors import DeviceError
+
+    try:
+        return get_backend("cuda")
+    except DeviceError as error:
+        if request.config.getoption("--require-gpu"):
+            pytest.fail(f"--require-gpu: {error}")
+        pytest.skip(str(error))

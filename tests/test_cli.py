@@ -189,7 +189,7 @@ def fails(done: subprocess.CompletedProcess[str], *parts: str) -> None:
 
 
 def test_mistakes_get_one_line(tmp_path: Path) -> None:
-    fails(gpuconv("train", "--backend", "tpu"), "backend 'tpu' is unknown; use one of numpy, cuda")
+    fails(gpuconv("train", "--backend", "tpu"), "backend 'tpu' is unknown; use one of numpy, emulated, cuda")
     fails(gpuconv("train", "--model", "vgg99", "--out", tmp_path / "a"), "vgg99", "lenet5")
     fails(gpuconv("train", "--data", "nowhere", "--out", tmp_path / "b"), "'nowhere' is neither")
     fails(gpuconv("train", "--epochs", 0), "epochs=0 must be at least 1")

@@ -1,0 +1,67 @@
+"""Every kernel test runs on each device there is: the emulator with all its checks, and a GPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpuconv.backends import Backend
+from gpuconv.testing import assert_within_budget
+
+REFERENCE = Backend(np, "numpy")
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def be(request: pytest.FixtureRequest) -> Any:
+    """A CudaBackend. Skipped where there is no compiler, or no GPU (see --require-gpu)."""
+    pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
+    from gpuconv.cuda import CudaBackend
+    from gpuconv.device import EmulatedDevice
+
+    if request.param == "emulated":
+        return CudaBackend(EmulatedDevice(), "emulated")
+    return request.getfixturevalue("gpu")
+
+
+def channels_last(x: Any) -> Any:
+    """The same numbers, lying in memory as (N, *in, C)."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+
+
+def check(
+    be: Any, operation: Callable[..., Any], *inputs: Any, dtype: str = "float32"
+) -> list[Any]:
+    """operation(backend, *inputs) on `be`, within the error budget; its results, on the host.
+
+    Inputs are float64 host arrays (in the memory format wanted), or anything else, passed as it is.
+    Truth is the reference in float64; the budget is 4 times the reference's error in `dtype`, and
+    for float64 itself 1e-12 of the largest number. Run twice, and the bits must agree.
+    """
+
+    def cast(value: Any, kind: str) -> Any:
+        known = isinstance(value, np.ndarray) and value.dtype == np.float64
+        return value.astype(kind) if known else value  # astype keeps the memory format
+
+    def on(backend: Any, kind: str) -> list[Any]:
+        given = (cast(value, kind) for value in inputs)
+        given = (backend.asarray(v) if isinstance(v, np.ndarray) else v for v in given)
+        results = operation(backend, *given)
+        results = results if isinstance(results, (tuple, list)) else [results]
+        return [r if isinstance(r, np.ndarray) or r is None else r.get() for r in results]
+
+    fast, again = on(be, dtype), on(be, dtype)
+    truth, plain = on(REFERENCE, "float64"), on(REFERENCE, dtype)
+    for f, g, t, p in zip(fast, again, truth, plain, strict=True):
+        if t is None:
+            assert f is None
+            continue
+        assert f.dtype == p.dtype, f"dtype {f.dtype}, expected {p.dtype}"
+        np.testing.assert_array_equal(f, g, err_msg="two runs differ")
+        if f.dtype == np.float64:
+            np.testing.assert_allclose(f, t, rtol=0, atol=1e-12 * np.abs(t).max(initial=1e-300))
+        elif f.dtype.kind == "f":
+            assert_within_budget(f, p, t)
+        else:
+            np.testing.assert_array_equal(f, t)
+    return fast

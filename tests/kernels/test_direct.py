@@ -1,0 +1,46 @@
+"""Direct convolution: every option of every axis, on both memory formats, in both precisions."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpuconv.shapes import ConvSpec
+from tests.kernels.conftest import channels_last, check
+
+PROBLEMS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "one pixel": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
+    "3x3": ((2, 3, 7, 9), (4, 3, 3, 3), {"padding": 1}),
+    "1x3": ((1, 3, 5, 6), (2, 3, 1, 3), {"padding": (0, 1)}),
+    "3x1": ((1, 3, 5, 6), (2, 3, 3, 1), {"padding": (1, 0)}),
+    "2x2": ((1, 33, 5, 6), (2, 33, 2, 2), {"padding": "same"}),
+    "4x4 same stride": ((2, 1, 9, 7), (3, 1, 4, 4), {"padding": "same", "stride": 2}),
+    "7x7": ((1, 3, 9, 8), (5, 3, 7, 7), {"padding": 3, "stride": (2, 1)}),
+    "11x11 stride 4": ((1, 3, 27, 23), (4, 3, 11, 11), {"padding": 2, "stride": 4}),
+    "groups": ((2, 4, 7, 6), (6, 2, 3, 2), {"padding": ((1, 0), (2, 1)), "groups": 2}),
+    "depthwise": ((2, 3, 5, 6), (6, 1, 3, 3), {"padding": 1, "groups": 3}),
+    "dilation": ((1, 2, 9, 8), (3, 2, 3, 2), {"padding": 1, "dilation": (2, 3)}),
+    "dilation and stride": ((1, 2, 9, 8), (3, 2, 3, 3), {"padding": 2, "dilation": 2, "stride": 3}),
+    "reflect": ((1, 2, 5, 6), (3, 2, 3, 4), {"padding": "same", "padding_mode": "reflect"}),
+    "replicate": ((1, 2, 4, 3), (3, 2, 5, 5), {"padding": 4, "padding_mode": "replicate"}),
+    "circular": ((1, 2, 4, 5), (3, 2, 3, 3), {"padding": (4, 3), "padding_mode": "circular"}),
+    "conv1d": ((2, 3, 11), (4, 3, 4), {"padding": "same"}),
+    "conv3d": ((1, 2, 5, 4, 6), (3, 2, 2, 3, 3), {"padding": 1, "stride": (2, 1, 2)}),
+    "a block and a thread": ((3, 1, 1, 43), (1, 1, 1, 1), {}),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_three_passes(be: Any, rng: np.random.Generator, name: str, last: bool, dtype: str) -> None:
+    x_shape, w_shape, options = PROBLEMS[name]
+    spec = ConvSpec.infer(x_shape, w_shape, **options)
+    x, w, gy = (rng.standard_normal(shape) for shape in (x_shape, w_shape, spec.y_shape))
+    b = rng.standard_normal(w_shape[0])
+    if last:
+        x, gy = channels_last(x), channels_last(gy)
+    check(be, lambda be, x, w, b: be.conv(spec, x, w, b), x, w, b, dtype=dtype)
+    check(be, lambda be, x, w: be.conv(spec, x, w), x, w, dtype=dtype)
+    check(be, lambda be, gy, w: be.conv_grad_input(spec, gy, w), gy, w, dtype=dtype)
+    check(be, lambda be, gy, x: be.conv_grad_weight(spec, gy, x), gy, x, dtype=dtype)

@@ -12,6 +12,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from gpuconv.errors import ArgumentError
 from gpuconv.shapes import ConvSpec, Ints, Pads
 
 Array = Any
@@ -38,14 +39,36 @@ def tiles(extents: Sequence[int], budget: int) -> Iterator[tuple[slice, ...]]:
         )
 
 
+def check_algo(algo: str) -> None:
+    """ArgumentError unless array code can do it."""
+    if algo not in ("auto", "im2col"):
+        raise ArgumentError(
+            f"algo={algo!r} is unknown here; NumPy arrays are computed by 'im2col', or 'auto'"
+        )
+
+
 class Conv:
     """The convolution part of `Backend`; letters as in `gpuconv.shapes`."""
 
     xp: Any
     workspace = 4 << 20  # bytes of columns a tile; speed hardly depends on it from 1 to 32 MiB
 
-    def conv(self, spec: ConvSpec, x: Array, w: Array, b: Array | None = None) -> Array:
-        """y (N, K, *out) of x (N, C, *in), w (K, C/groups, *kernel) and b (K,) or None."""
+    def conv(
+        self,
+        spec: ConvSpec,
+        x: Array,
+        w: Array,
+        b: Array | None = None,
+        *,
+        algo: str = "auto",
+        add: Array | None = None,
+        relu: bool = False,
+    ) -> Array:
+        """y (N, K, *out) of x (N, C, *in), w (K, C/groups, *kernel) and b (K,) or None.
+
+        `add`, an array like y, is added, then negative numbers become 0 if `relu`.
+        """
+        check_algo(algo)
         g = spec.groups
         y = self.empty_like_format(x, spec.y_shape, x.dtype)
         windows = self._windows(spec, self.pad(x, spec.padding, spec.padding_mode))
@@ -56,10 +79,13 @@ class Conv:
                 rows += b.reshape(g, -1, 1)
             place = y.swapaxes(0, 1)[(slice(None), *tile)]
             place[...] = rows.reshape(place.shape)
-        return y
+        if add is not None:
+            y += add
+        return self.xp.maximum(y, 0, out=y) if relu else y
 
-    def conv_grad_input(self, spec: ConvSpec, gy: Array, w: Array) -> Array:
+    def conv_grad_input(self, spec: ConvSpec, gy: Array, w: Array, *, algo: str = "auto") -> Array:
         """gx (N, C, *in) of gy (N, K, *out) and w; also the forward pass of a transposed one."""
+        check_algo(algo)
         gx = self.empty_like_format(gy, (*spec.x_shape[:2], *spec.padded), gy.dtype)
         gx[...] = 0
         w_columns = w.reshape(spec.groups, w.shape[0] // spec.groups, -1).swapaxes(1, 2)
@@ -82,8 +108,9 @@ class Conv:
                 place += columns[(slice(None), *tap)]
         return self.pad_grad(gx, spec.padding, spec.padding_mode)
 
-    def conv_grad_weight(self, spec: ConvSpec, gy: Array, x: Array) -> Array:
+    def conv_grad_weight(self, spec: ConvSpec, gy: Array, x: Array, *, algo: str = "auto") -> Array:
         """gw (K, C/groups, *kernel) of gy (N, K, *out) and x; tiles summed in a fixed order."""
+        check_algo(algo)
         g, k = spec.groups, spec.w_shape[0]
         gw = self.xp.zeros((g, k // g, prod(spec.w_shape[1:])), dtype=x.dtype)
         windows = self._windows(spec, self.pad(x, spec.padding, spec.padding_mode))

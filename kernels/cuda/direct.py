@@ -102,7 +102,8 @@ def _forward(dtype: str, mode: str, channels_last: bool) -> Callable[..., None]:
     zero, index = getattr(types, dtype)(0), fold(mode)
 
     def direct_forward(
-        x: Data, w: Data, b: Data, y: Data, has_bias: I32, total: I32,
+        x: Data, w: Data, b: Data, add: Data, y: Data,
+        has_bias: I32, has_add: I32, relu: I32, total: I32,
         K: I32, KG: I32, CG: I32, T: I32, R: I32, S: I32,
         D: I32, H: I32, W: I32, OD: I32, P: I32, Q: I32,
         stride_d: I32, stride_h: I32, stride_w: I32,
@@ -143,6 +144,10 @@ def _forward(dtype: str, mode: str, channels_last: bool) -> Callable[..., None]:
             t = i32(t + 1)
         if has_bias:
             total_sum += load_nc(b, k)
+        if has_add:
+            total_sum += load_nc(add, i)
+        if relu:
+            total_sum = zero if total_sum < zero else total_sum
         store(y, i, total_sum)
 
     return direct_forward
@@ -254,19 +259,25 @@ def supports(spec: Any, dtype: Any) -> bool:
     return dtype.name in DTYPES and min(sizes) > 0 and max(sizes) < 2**31
 
 
-def forward(device: Any, spec: Any, dtype: Any, channels_last: bool) -> Callable[..., Any]:
-    """A launch of y = conv(x, w, b) into y, the arrays in one memory format, w contiguous."""
+def forward(
+    device: Any,
+    spec: Any,
+    dtype: Any,
+    channels_last: bool,
+    bias: bool = False,
+    add: bool = False,
+    relu: bool = False,
+) -> Callable[..., None]:
+    """run(x, w, b, add, y): y = relu(conv(x, w) + b + add), x, y and add in one memory format.
+
+    w is contiguous (K, C/groups, *kernel); b and add are None where they are not asked for.
+    """
     numbers = _geometry(spec)
     numbers.update(_strides("xn xc xd xh xw", spec.x_shape, channels_last))
     total = prod(spec.y_shape)
     kernel = forward_kernel(dtype.name, spec.padding_mode, channels_last)
-    runs = [
-        device.prepare(
-            kernel, _blocks(total), has_bias=bias, total=total, K=spec.y_shape[1], **numbers
-        )
-        for bias in (0, 1)
-    ]
-    return lambda x, w, b, y: runs[b is not None](x, w, b, y)
+    numbers.update(has_bias=bias, has_add=add, relu=relu, total=total, K=spec.y_shape[1])
+    return device.prepare(kernel, _blocks(total), **numbers)
 
 
 def grad_input(device: Any, spec: Any, dtype: Any, channels_last: bool) -> Callable[..., Any]:

@@ -1,0 +1,275 @@
+"""Convolution on CUDA: which algorithm takes it, decided from the shapes alone, and its launches.
+
+    gemm       1x1 at stride 1: one matrix product, cuBLAS's on a GPU; no copy of the input
+    depthwise  one input channel a group: `kernels/cuda/depthwise.py`
+    tiled      implicit matrix product: `kernels/cuda/tiled.py`, `weight.py`
+    direct     a thread an output number: `kernels/cuda/direct.py`
+    im2col     array code, `reference/conv.py`: whatever the others do not take
+
+Of those that take a problem the first two are used where they can be, then whichever of tiled and
+direct a model of the time says. Nothing is timed, so the choice is the same every time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from math import prod
+from typing import Any
+
+from gpuconv.errors import ArgumentError
+from gpuconv.kernels.cuda import depthwise, direct, product, weight
+from gpuconv.reference.conv import Conv
+from gpuconv.shapes import ConvSpec
+
+Array = Any
+ALGORITHMS = ("gemm", "depthwise", "tiled", "direct", "im2col")
+PASSES = ("forward", "grad_input", "grad_weight")
+# A product of the direct kernel takes about this many times longer than the best there is: two
+# loads and two additions of indices for each. An estimate; no GPU has been asked yet.
+DIRECT_COST = 8
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What computes a convolution, and why; `tiles` are (Config, splits), for "tiled" only."""
+
+    algorithm: str
+    why: str
+    tiles: tuple[Any, ...] = ()
+
+
+def obstacle(algorithm: str, spec: ConvSpec, dtype: Any) -> str:
+    """Why `algorithm` cannot take a problem; "" if it can."""
+    if algorithm == "gemm":
+        plain = set(spec.kernel) == set(spec.stride) == {1} and spec.x_shape[2:] == spec.padded
+        if not (plain and spec.groups == 1):
+            return "it is for 1x1 kernels at stride 1, without padding or groups"
+        return "" if prod(spec.x_shape) else "the batch is empty"
+    if algorithm == "depthwise":
+        return (
+            ""
+            if depthwise.supports(spec, dtype)
+            else ("it takes float32 with one input channel a group, zero padding, one or two axes")
+        )
+    if algorithm == "tiled":
+        return (
+            ""
+            if product.supports(spec, dtype)
+            else ("it takes float32, two axes, zero padding, and with groups, channels in fours")
+        )
+    if algorithm == "direct":
+        return (
+            ""
+            if direct.supports(spec, dtype)
+            else ("it takes float32 and float64 of fewer than 2**31 numbers, and no empty batch")
+        )
+    return ""
+
+
+@lru_cache(maxsize=4096)
+def choose(spec: ConvSpec, dtype: Any, which: str, sms: int, algo: str = "auto") -> Choice:
+    """What takes pass `which` on a GPU of `sms` multiprocessors; ArgumentError if `algo` cannot."""
+    if algo != "auto":
+        if algo not in ALGORITHMS:
+            raise ArgumentError(
+                f"algo={algo!r} is unknown here; use 'auto' or one of {', '.join(ALGORITHMS)}"
+            )
+        if reason := obstacle(algo, spec, dtype):
+            raise ArgumentError(f"algo={algo!r} cannot take this problem: {reason}; use 'auto'")
+        tiles = tiling(spec, which, sms)[0] if algo == "tiled" else ()
+        return Choice(algo, "asked for", tiles)
+    possible = [a for a in ALGORITHMS if not obstacle(a, spec, dtype)]
+    if possible[0] in ("gemm", "depthwise"):
+        why = {
+            "gemm": "a 1x1 kernel at stride 1 is a matrix product as it stands",
+            "depthwise": "every output channel has one input channel: bound by memory",
+        }
+        return Choice(possible[0], why[possible[0]])
+    if "tiled" in possible:
+        tiles, takes = tiling(spec, which, sms)
+        alone = spec.macs * DIRECT_COST / (128 * sms)
+        compared = f"by the model {takes:.3g} cycles tiled, {alone:.3g} direct"
+        if takes <= alone:
+            return Choice("tiled", compared, tiles)
+        return Choice("direct", compared)
+    if "direct" in possible:
+        return Choice("direct", f"tiled cannot: {obstacle('tiled', spec, dtype)}")
+    return Choice("im2col", f"direct cannot: {obstacle('direct', spec, dtype)}")
+
+
+def tiling(spec: ConvSpec, which: str, sms: int) -> tuple[tuple[Any, ...], float]:
+    """The tiles of each launch of a pass, and the cycles of the model for all."""
+    if which == "grad_weight":
+        found = [weight.choose(spec, sms)]
+    elif which == "forward":
+        found = [product.choose(product.forward_problem(spec), sms)]
+    else:
+        found = [product.choose(p, sms) for p, _, _ in product.grad_input_problems(spec)]
+    return tuple((config, splits) for config, splits, _ in found), sum(c for *_, c in found)
+
+
+class CudaConv(Conv):
+    """The convolution part of `CudaBackend`."""
+
+    device: Any
+    dense: Any  # of CudaBackend
+    aligned: Any
+    _conv_plans: dict[Any, Callable[..., Array]]
+
+    def conv(
+        self,
+        spec: ConvSpec,
+        x: Array,
+        w: Array,
+        b: Array | None = None,
+        *,
+        algo: str = "auto",
+        add: Array | None = None,
+        relu: bool = False,
+    ) -> Array:
+        x, last = self.dense(x)
+        key = spec, x.dtype, last, b is not None, add is not None, relu, algo
+        return self._planned(CudaConv._forward, key)(x, w, b, add)
+
+    def conv_grad_input(self, spec: ConvSpec, gy: Array, w: Array, *, algo: str = "auto") -> Array:
+        gy, last = self.dense(gy)
+        return self._planned(CudaConv._grad_input, (spec, gy.dtype, last, algo))(gy, w)
+
+    def conv_grad_weight(self, spec: ConvSpec, gy: Array, x: Array, *, algo: str = "auto") -> Array:
+        (gy, gy_last), (x, last) = self.dense(gy), self.dense(x)
+        key = spec, x.dtype, last, gy_last, algo
+        return self._planned(CudaConv._grad_weight, key)(gy, x)
+
+    def _planned(self, make: Callable[..., Any], key: tuple[Any, ...]) -> Callable[..., Array]:
+        """make(self, *key), made once for each key and device."""
+        full = self.device.number, make, key
+        plan = self._conv_plans.get(full)
+        if plan is None:
+            plan = self._conv_plans[full] = make(self, *key)
+        return plan
+
+    def _forward(
+        self, spec: ConvSpec, dtype: Any, last: bool, bias: bool, add: bool, relu: bool, algo: str
+    ) -> Callable[..., Array]:
+        """The plan of `conv`: (x, w, b, add) -> y, x dense."""
+        choice = choose(spec, dtype, "forward", self.device.sms, algo)
+        base: Any = super()
+        if choice.algorithm == "im2col":
+            return lambda x, w, b, add: base.conv(spec, x, w, b, add=add, relu=relu)
+        if choice.algorithm == "gemm":
+            return lambda x, w, b, add: self._epilogue(self._gemm(spec, x, w, last), b, add, relu)
+        if choice.algorithm == "depthwise":
+            run = depthwise.forward(self.device, spec, dtype, last, bias, relu and not add)
+        elif choice.algorithm == "tiled":
+            run = product.forward(self.device, spec, last, bias, add, relu, choice.tiles[0])
+        else:
+            run = direct.forward(self.device, spec, dtype, last, bias, add, relu)
+        fused = choice.algorithm != "depthwise"
+
+        def conv(x: Array, w: Array, b: Array | None, add: Array | None) -> Array:
+            y = self.empty_like_format(x, spec.y_shape, dtype)
+            if not fused:
+                run(x, self.aligned(w), b, y)
+                return y if add is None else self._epilogue(y, None, add, relu)
+            if add is not None:
+                add = self._like(y, add, last)
+            run(x, self.aligned(w), b, add, y)
+            return y
+
+        return conv
+
+    def _grad_input(self, spec: ConvSpec, dtype: Any, last: bool, algo: str) -> Any:
+        """The plan of `conv_grad_input`: (gy, w) -> gx, gy dense."""
+        if spec.padding_mode != "zeros":
+            # The gradient of the padded image first; folding it back is array code.
+            whole, pads, mode = _padded(spec), spec.padding, spec.padding_mode
+            return lambda gy, w: self.pad_grad(
+                self.conv_grad_input(whole, gy, w, algo=algo), pads, mode
+            )
+        choice = choose(spec, dtype, "grad_input", self.device.sms, algo)
+        base: Any = super()
+        if choice.algorithm == "im2col":
+            return lambda gy, w: base.conv_grad_input(spec, gy, w)
+        if choice.algorithm == "gemm":
+            return lambda gy, w: self._gemm(spec, gy, w.swapaxes(0, 1), last)
+        if choice.algorithm == "depthwise":
+            run = depthwise.grad_input(self.device, spec, dtype, last)
+        elif choice.algorithm == "tiled":
+            run = product.grad_input(self.device, spec, last, choice.tiles)
+        else:
+            run = direct.grad_input(self.device, spec, dtype, last)
+
+        def grad_input(gy: Array, w: Array) -> Array:
+            gx = self.empty_like_format(gy, spec.x_shape, dtype)
+            run(gy, self.aligned(w), gx)
+            return gx
+
+        return grad_input
+
+    def _grad_weight(
+        self, spec: ConvSpec, dtype: Any, last: bool, gy_last: bool, algo: str
+    ) -> Callable[..., Array]:
+        """The plan of `conv_grad_weight`: (gy, x) -> gw, both dense."""
+        choice = choose(spec, dtype, "grad_weight", self.device.sms, algo)
+        base: Any = super()
+        if choice.algorithm == "im2col":
+            return lambda gy, x: base.conv_grad_weight(spec, gy, x)
+        if choice.algorithm == "gemm":
+            return lambda gy, x: self._gemm_weight(spec, gy, x)
+        if choice.algorithm == "depthwise":
+            run = depthwise.grad_weight(self.device, spec, dtype, last, gy_last)
+        elif choice.algorithm == "tiled":
+            run = weight.grad_weight(self.device, spec, last, gy_last, choice.tiles[0])
+        else:
+            run = direct.grad_weight(self.device, spec, dtype, last, gy_last)
+
+        def grad_weight(gy: Array, x: Array) -> Array:
+            gw = self.device.empty(spec.w_shape, dtype)
+            run(gy, x, gw)
+            return gw
+
+        return grad_weight
+
+    def _epilogue(self, y: Array, b: Array | None, add: Array | None, relu: bool) -> Array:
+        if b is not None:
+            y += b.reshape(-1, *(1,) * (y.ndim - 2))
+        if add is not None:
+            y += add
+        return self.xp.maximum(y, 0, out=y) if relu else y
+
+    def _like(self, y: Array, add: Array, last: bool) -> Array:
+        """`add` dense, in the memory format of y."""
+        add, other = self.dense(add)
+        if other != last and y.strides != add.strides:
+            copy = self.empty_like_format(y, y.shape, y.dtype)
+            copy[...] = add
+            return copy
+        return add
+
+    def _gemm(self, spec: ConvSpec, x: Array, w: Array, last: bool) -> Array:
+        """The 1x1 product over channels: w (K, C, 1, 1) and x give (N, K, *in)."""
+        n, k, c, size = x.shape[0], w.shape[0], w.shape[1], x.shape[2:]
+        matrix = w.reshape(k, c)
+        if not last:
+            return self.xp.matmul(matrix, x.reshape(n, c, prod(size))).reshape(n, k, *size)
+        rows = x.transpose(0, *range(2, x.ndim), 1).reshape(-1, c)
+        y = self.xp.matmul(rows, matrix.T).reshape(n, *size, k)
+        return y.transpose(0, y.ndim - 1, *range(1, y.ndim - 1))
+
+    def _gemm_weight(self, spec: ConvSpec, gy: Array, x: Array) -> Array:
+        """The 1x1 product over pixels. Channels-last images need no copy for it."""
+        xp, axes = self.xp, (1, 0, *range(2, x.ndim))
+        rows = gy.transpose(*axes).reshape(gy.shape[1], -1)
+        columns = x.transpose(*axes).reshape(x.shape[1], -1)
+        return xp.matmul(rows, columns.T).reshape(spec.w_shape)
+
+
+@cache
+def _padded(spec: ConvSpec) -> ConvSpec:
+    """The same convolution of an image that is padded already."""
+    return replace(
+        spec,
+        x_shape=(*spec.x_shape[:2], *spec.padded),
+        padding=((0, 0),) * spec.nd,
+        padding_mode="zeros",
+    )

@@ -7,6 +7,7 @@ imports NumPy, and neither Numba nor CuPy.
 
 from gpuconv import (
     data as data,
+    explain as explain,
     models as models,
     nn as nn,
     ops as ops,
@@ -66,6 +67,7 @@ from gpuconv.ops import (
     exp as exp,
     flatten as flatten,
     flip as flip,
+    fused_conv2d as fused_conv2d,
     gelu as gelu,
     global_avg_pool as global_avg_pool,
     global_max_pool as global_max_pool,

@@ -17,7 +17,7 @@ from math import prod
 from typing import Any
 
 from gpuconv.errors import ArgumentError
-from gpuconv.kernels.cuda import depthwise, direct, product, weight
+from gpuconv.kernels.cuda import depthwise, depthwise_weight, direct, product, weight
 from gpuconv.reference.conv import Conv
 from gpuconv.shapes import ConvSpec
 
@@ -140,6 +140,19 @@ class CudaConv(Conv):
         key = spec, x.dtype, last, gy_last, algo
         return self._planned(CudaConv._grad_weight, key)(gy, x)
 
+    def record(
+        self, which: str, spec: ConvSpec, dtype: Any, last: bool, bias: bool, algo: str
+    ) -> None:
+        """Make the plan of one pass, for what its device notes of it."""
+        if which == "forward":
+            self._forward(spec, dtype, last, bias, False, False, algo)
+        elif which == "grad_input":
+            if spec.padding_mode != "zeros":
+                spec = _padded(spec)
+            self._grad_input(spec, dtype, last, algo)
+        else:
+            self._grad_weight(spec, dtype, last, last, algo)
+
     def _planned(self, make: Callable[..., Any], key: tuple[Any, ...]) -> Callable[..., Array]:
         """make(self, *key), made once for each key and device."""
         full = self.device.number, make, key
@@ -217,7 +230,7 @@ class CudaConv(Conv):
         if choice.algorithm == "gemm":
             return lambda gy, x: self._gemm_weight(spec, gy, x)
         if choice.algorithm == "depthwise":
-            run = depthwise.grad_weight(self.device, spec, dtype, last, gy_last)
+            run = depthwise_weight.grad_weight(self.device, spec, dtype, last, gy_last)
         elif choice.algorithm == "tiled":
             run = weight.grad_weight(self.device, spec, last, gy_last, choice.tiles[0])
         else:

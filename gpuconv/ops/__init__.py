@@ -36,6 +36,7 @@ from gpuconv.ops.conv import (
     conv_transpose1d as conv_transpose1d,
     conv_transpose2d as conv_transpose2d,
     conv_transpose3d as conv_transpose3d,
+    fused_conv2d as fused_conv2d,
 )
 from gpuconv.ops.dropout import (
     dropout as dropout,

@@ -17,28 +17,61 @@ from gpuconv.shapes import ConvSpec, IntOrInts, Padding
 
 
 class Conv(Function):
-    """y of x, w, b; `arguments` are those of `ConvSpec.infer` after the two shapes."""
+    """y of x, w, b; `arguments` are those of `ConvSpec.infer` after the two shapes.
 
-    def __init__(self, nd: int, *arguments: Any) -> None:
-        self.nd, self.arguments = nd, arguments
+    `algo` computes y and both gradients.
+    """
+
+    def __init__(self, nd: int, *arguments: Any, algo: str = "auto") -> None:
+        self.nd, self.arguments, self.algo = nd, arguments, algo
 
     def forward(self, be: Backend, x: Array, w: Array, b: Array | None) -> Array:
         check_dtypes(f"conv{self.nd}d", x=x, weight=w, bias=b)
+        self.prepare(x, w, b)
+        return be.conv(self.spec, x, w, b, algo=self.algo)
+
+    def prepare(self, x: Array, w: Array, b: Array | None) -> None:
+        """Check the shapes, and keep what the gradients need."""
         check_rank(f"conv{self.nd}d", self.nd, x.shape, w.shape)
         self.spec = ConvSpec.infer(x.shape, w.shape, *self.arguments)
         self.macs = self.spec.macs
         check_bias(f"conv{self.nd}d", b, w.shape[0])
         self.x = x if self.needs[1] else None
         self.w = w if self.needs[0] else None
-        return be.conv(self.spec, x, w, b)
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
-        need_x, need_w, need_b = self.needs
+        need_x, need_w, need_b = self.needs[:3]
         return (
-            be.conv_grad_input(self.spec, gy, self.w) if need_x else None,
-            be.conv_grad_weight(self.spec, gy, self.x) if need_w else None,
+            be.conv_grad_input(self.spec, gy, self.w, algo=self.algo) if need_x else None,
+            be.conv_grad_weight(self.spec, gy, self.x, algo=self.algo) if need_w else None,
             bias_gradient(gy) if need_b else None,
         )
+
+
+class FusedConv(Conv):
+    """relu(y + residual) in the convolution's own pass over memory; either may be left out."""
+
+    def __init__(self, nd: int, *arguments: Any, relu: bool, algo: str = "auto") -> None:
+        super().__init__(nd, *arguments, algo=algo)
+        self.relu = relu
+
+    def forward(
+        self, be: Backend, x: Array, w: Array, b: Array | None, residual: Array | None = None
+    ) -> Array:
+        check_dtypes("fused_conv2d", x=x, weight=w, bias=b, residual=residual)
+        self.prepare(x, w, b)
+        if residual is not None and residual.shape != self.spec.y_shape:
+            raise ArgumentError(
+                f"fused_conv2d: the residual {residual.shape} must have the shape of the output, "
+                f"{self.spec.y_shape}"
+            )
+        y = be.conv(self.spec, x, w, b, algo=self.algo, add=residual, relu=self.relu)
+        self.y = y if self.relu and any(self.needs) else None
+        return y
+
+    def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
+        g = gy if self.y is None else gy * (self.y > 0)
+        return *super().backward(be, g), g if self.needs[3] else None
 
 
 class ConvTranspose(Function):
@@ -73,8 +106,8 @@ class ConvTranspose(Function):
 class ConvGradInput(Function):
     """gx of gy and w; differentiable like any operation."""
 
-    def __init__(self, spec: ConvSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: ConvSpec, algo: str = "auto") -> None:
+        self.spec, self.algo = spec, algo
 
     def forward(self, be: Backend, gy: Array, w: Array) -> Array:
         op = f"conv{self.spec.nd}d_grad_input"
@@ -82,21 +115,21 @@ class ConvGradInput(Function):
         check_gy(op, gy, self.spec)
         self.gy = gy if self.needs[1] else None
         self.w = w if self.needs[0] else None
-        return be.conv_grad_input(self.spec, gy, w)
+        return be.conv_grad_input(self.spec, gy, w, algo=self.algo)
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
         need_gy, need_w = self.needs
         return (
-            be.conv(self.spec, gy, self.w) if need_gy else None,
-            be.conv_grad_weight(self.spec, self.gy, gy) if need_w else None,
+            be.conv(self.spec, gy, self.w, algo=self.algo) if need_gy else None,
+            be.conv_grad_weight(self.spec, self.gy, gy, algo=self.algo) if need_w else None,
         )
 
 
 class ConvGradWeight(Function):
     """gw of gy and x; differentiable like any operation."""
 
-    def __init__(self, spec: ConvSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: ConvSpec, algo: str = "auto") -> None:
+        self.spec, self.algo = spec, algo
 
     def forward(self, be: Backend, gy: Array, x: Array) -> Array:
         op = f"conv{self.spec.nd}d_grad_weight"
@@ -104,13 +137,13 @@ class ConvGradWeight(Function):
         check_gy(op, gy, self.spec)
         self.gy = gy if self.needs[1] else None
         self.x = x if self.needs[0] else None
-        return be.conv_grad_weight(self.spec, gy, x)
+        return be.conv_grad_weight(self.spec, gy, x, algo=self.algo)
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
         need_gy, need_x = self.needs
         return (
-            be.conv(self.spec, self.x, gy) if need_gy else None,
-            be.conv_grad_input(self.spec, self.gy, gy) if need_x else None,
+            be.conv(self.spec, self.x, gy, algo=self.algo) if need_gy else None,
+            be.conv_grad_input(self.spec, self.gy, gy, algo=self.algo) if need_x else None,
         )
 
 
@@ -150,8 +183,8 @@ def check_gy(op: str, gy: Array, spec: ConvSpec) -> None:
         )
 
 
-def _conv(nd: int, x: Any, weight: Any, bias: Any, *arguments: Any) -> Any:
-    return Conv(nd, *arguments).apply(x, weight, bias)
+def _conv(nd: int, x: Any, weight: Any, bias: Any, algo: str, *arguments: Any) -> Any:
+    return Conv(nd, *arguments, algo=algo).apply(x, weight, bias)
 
 
 def conv1d(
@@ -163,9 +196,10 @@ def conv1d(
     dilation: IntOrInts = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    algo: str = "auto",
 ) -> Any:
     """As `conv2d`, with one spatial axis: x (N, C, L), weight (K, C/groups, R)."""
-    return _conv(1, x, weight, bias, stride, padding, dilation, groups, padding_mode)
+    return _conv(1, x, weight, bias, algo, stride, padding, dilation, groups, padding_mode)
 
 
 def conv2d(
@@ -177,6 +211,7 @@ def conv2d(
     dilation: IntOrInts = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    algo: str = "auto",
 ) -> Any:
     """Convolution (cross-correlation, as every CNN library has it) of a batch of images.
 
@@ -184,11 +219,35 @@ def conv2d(
     Arrays give an array, a Tensor among them gives a Tensor. `padding` is a number, (height,
     width), ((top, bottom), (left, right)), "valid" or "same": output ceil(H / stride), and of an
     odd total the extra row at the end, for even kernels and strides too. `padding_mode` is "zeros",
-    "reflect", "replicate" or "circular". Raises ArgumentError for shapes that do not fit and
-    DtypeError for mixed dtypes. Source: Dumoulin and Visin, "A guide to convolution arithmetic",
+    "reflect", "replicate" or "circular". `algo` forces an algorithm, on CUDA one of
+    `gpuconv.cuda_conv.ALGORITHMS`; `gpuconv.explain.conv2d` says what "auto" takes. Raises
+    ArgumentError for shapes that do not fit and for an `algo` that cannot take them, DtypeError for
+    mixed dtypes. Source: Dumoulin and Visin, "A guide to convolution arithmetic",
     arXiv 1603.07285.
     """
-    return _conv(2, x, weight, bias, stride, padding, dilation, groups, padding_mode)
+    return _conv(2, x, weight, bias, algo, stride, padding, dilation, groups, padding_mode)
+
+
+def fused_conv2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    residual: Any = None,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilation: IntOrInts = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    relu: bool = True,
+    algo: str = "auto",
+) -> Any:
+    """relu(conv2d(x, weight, bias) + residual), with no pass over memory of its own for either.
+
+    Arguments as in `conv2d`; `residual` (N, K, P, Q) or None. Differentiable by x, weight, bias and
+    residual; at 0 the gradient of the ReLU is 0.
+    """
+    arguments = stride, padding, dilation, groups, padding_mode
+    return FusedConv(2, *arguments, relu=relu, algo=algo).apply(x, weight, bias, residual)
 
 
 def conv3d(
@@ -200,9 +259,10 @@ def conv3d(
     dilation: IntOrInts = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    algo: str = "auto",
 ) -> Any:
     """As `conv2d`, with three spatial axes: x (N, C, D, H, W), weight (K, C/groups, T, R, S)."""
-    return _conv(3, x, weight, bias, stride, padding, dilation, groups, padding_mode)
+    return _conv(3, x, weight, bias, algo, stride, padding, dilation, groups, padding_mode)
 
 
 def conv_transpose1d(
@@ -264,9 +324,12 @@ def conv1d_grad_input(
     dilation: IntOrInts = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    algo: str = "auto",
 ) -> Any:
     """As `conv2d_grad_input`, with one spatial axis."""
-    return _grad_input(1, gy, weight, x_shape, stride, padding, dilation, groups, padding_mode)
+    return _grad_input(
+        1, gy, weight, x_shape, algo, stride, padding, dilation, groups, padding_mode
+    )
 
 
 def conv1d_grad_weight(
@@ -278,9 +341,12 @@ def conv1d_grad_weight(
     dilation: IntOrInts = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    algo: str = "auto",
 ) -> Any:
     """As `conv2d_grad_weight`, with one spatial axis."""
-    return _grad_weight(1, gy, x, weight_shape, stride, padding, dilation, groups, padding_mode)
+    return _grad_weight(
+        1, gy, x, weight_shape, algo, stride, padding, dilation, groups, padding_mode
+    )
 
 
 def conv2d_grad_input(
@@ -292,9 +358,12 @@ def conv2d_grad_input(
     dilation: IntOrInts = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    algo: str = "auto",
 ) -> Any:
     """gx of `conv2d` ('dgrad'): gy (N, K, P, Q) and weight give (N, C, H, W) = `x_shape`."""
-    return _grad_input(2, gy, weight, x_shape, stride, padding, dilation, groups, padding_mode)
+    return _grad_input(
+        2, gy, weight, x_shape, algo, stride, padding, dilation, groups, padding_mode
+    )
 
 
 def conv2d_grad_weight(
@@ -306,9 +375,12 @@ def conv2d_grad_weight(
     dilation: IntOrInts = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    algo: str = "auto",
 ) -> Any:
     """gw of `conv2d` ('wgrad'): gy (N, K, P, Q) and x give (K, C/groups, R, S) = `weight_shape`."""
-    return _grad_weight(2, gy, x, weight_shape, stride, padding, dilation, groups, padding_mode)
+    return _grad_weight(
+        2, gy, x, weight_shape, algo, stride, padding, dilation, groups, padding_mode
+    )
 
 
 def conv3d_grad_input(
@@ -320,9 +392,12 @@ def conv3d_grad_input(
     dilation: IntOrInts = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    algo: str = "auto",
 ) -> Any:
     """As `conv2d_grad_input`, with three spatial axes."""
-    return _grad_input(3, gy, weight, x_shape, stride, padding, dilation, groups, padding_mode)
+    return _grad_input(
+        3, gy, weight, x_shape, algo, stride, padding, dilation, groups, padding_mode
+    )
 
 
 def conv3d_grad_weight(
@@ -334,16 +409,23 @@ def conv3d_grad_weight(
     dilation: IntOrInts = 1,
     groups: int = 1,
     padding_mode: str = "zeros",
+    algo: str = "auto",
 ) -> Any:
     """As `conv2d_grad_weight`, with three spatial axes."""
-    return _grad_weight(3, gy, x, weight_shape, stride, padding, dilation, groups, padding_mode)
+    return _grad_weight(
+        3, gy, x, weight_shape, algo, stride, padding, dilation, groups, padding_mode
+    )
 
 
-def _grad_input(nd: int, gy: Any, w: Any, x_shape: Sequence[int], *arguments: Any) -> Any:
+def _grad_input(
+    nd: int, gy: Any, w: Any, x_shape: Sequence[int], algo: str, *arguments: Any
+) -> Any:
     check_rank(f"conv{nd}d_grad_input", nd, x_shape, w.shape)
-    return ConvGradInput(ConvSpec.infer(x_shape, w.shape, *arguments)).apply(gy, w)
+    return ConvGradInput(ConvSpec.infer(x_shape, w.shape, *arguments), algo).apply(gy, w)
 
 
-def _grad_weight(nd: int, gy: Any, x: Any, w_shape: Sequence[int], *arguments: Any) -> Any:
+def _grad_weight(
+    nd: int, gy: Any, x: Any, w_shape: Sequence[int], algo: str, *arguments: Any
+) -> Any:
     check_rank(f"conv{nd}d_grad_weight", nd, x.shape, w_shape)
-    return ConvGradWeight(ConvSpec.infer(x.shape, w_shape, *arguments)).apply(gy, x)
+    return ConvGradWeight(ConvSpec.infer(x.shape, w_shape, *arguments), algo).apply(gy, x)

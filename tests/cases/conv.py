@@ -247,11 +247,38 @@ def laid_out(name: str, layout: Any) -> Case:
     return Case(f"conv-{name}", case.ours, case.peer, (layout(x), layout(w), b))
 
 
+def fused_case(name: str, groups: int, relu: bool, residual: bool, bias: bool) -> Case:
+    def ours(x: Any, w: Any, b: Any, r: Any) -> Any:
+        return ops.fused_conv2d(
+            x, w, b if bias else None, r if residual else None, 2, 1, 1, groups, relu=relu
+        )
+
+    def peer(torch: Any, x: Any, w: Any, b: Any, r: Any) -> Any:
+        y = torch.nn.functional.conv2d(x, w, b if bias else None, 2, 1, 1, groups)
+        y = y + r if residual else y
+        return torch.relu(y) if relu else y
+
+    def far_from_0(rng: np.random.Generator) -> np.ndarray:
+        """Difference quotients must not step over the kink of the ReLU."""
+        return rng.choice([-50.0, 50.0], (2, 4, 4, 3)) + rng.standard_normal((2, 4, 4, 3))
+
+    return Case(name, ours, peer, ((2, 4, 7, 6), (4, 4 // groups, 3, 3), (4,), far_from_0))
+
+
+FUSED = [
+    fused_case("fused-conv", 1, True, True, True),
+    fused_case("fused-conv-grouped", 2, True, True, False),
+    fused_case("fused-conv-relu", 1, True, False, True),
+    fused_case("fused-conv-add", 4, False, True, True),
+    fused_case("fused-conv-neither", 1, False, False, False),
+]
+
 CASES = [
     *(conv_case(row) for row in ROWS),
     *(transposed_case(row) for row in TRANSPOSED),
     # torch's double backward gives no gradient at all for a batch of 0, ours is an array of zeros.
     *(c for row in ROWS if row[1][0] for c in gradient_cases(row)),
+    *FUSED,
     laid_out("channels-last", channels_last),
     laid_out("strided", strided),
     Case(

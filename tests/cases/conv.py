@@ -248,13 +248,15 @@ def laid_out(name: str, layout: Any) -> Case:
 
 
 def fused_case(name: str, groups: int, relu: bool, residual: bool, bias: bool) -> Case:
-    def ours(x: Any, w: Any, b: Any, r: Any) -> Any:
-        return ops.fused_conv2d(
-            x, w, b if bias else None, r if residual else None, 2, 1, 1, groups, relu=relu
-        )
+    def given(rest: tuple[Any, ...]) -> tuple[Any, Any]:
+        return rest[0] if bias else None, rest[-1] if residual else None
 
-    def peer(torch: Any, x: Any, w: Any, b: Any, r: Any) -> Any:
-        y = torch.nn.functional.conv2d(x, w, b if bias else None, 2, 1, 1, groups)
+    def ours(x: Any, w: Any, *rest: Any) -> Any:
+        return ops.fused_conv2d(x, w, *given(rest), 2, 1, 1, groups, relu=relu)
+
+    def peer(torch: Any, x: Any, w: Any, *rest: Any) -> Any:
+        b, r = given(rest)
+        y = torch.nn.functional.conv2d(x, w, b, 2, 1, 1, groups)
         y = y + r if residual else y
         return torch.relu(y) if relu else y
 
@@ -262,7 +264,10 @@ def fused_case(name: str, groups: int, relu: bool, residual: bool, bias: bool) -
         """Difference quotients must not step over the kink of the ReLU."""
         return rng.choice([-50.0, 50.0], (2, 4, 4, 3)) + rng.standard_normal((2, 4, 4, 3))
 
-    return Case(name, ours, peer, ((2, 4, 7, 6), (4, 4 // groups, 3, 3), (4,), far_from_0))
+    inputs: list[Any] = [(2, 4, 7, 6), (4, 4 // groups, 3, 3)]
+    inputs += [(4,)] if bias else []
+    inputs += [far_from_0] if residual else []
+    return Case(name, ours, peer, tuple(inputs))
 
 
 FUSED = [

@@ -4,7 +4,8 @@ Threads are numbered as the result lies in memory: neighbours compute neighbouri
 or neighbouring channels of channels-last, so that a warp's loads and stores are adjacent.
 
     forward             blocks of 128 threads over N*K*O*P*Q; each sums C/groups * T*R*S products
-    gradient by input   the same over N*C*D*H*W; sums K/groups * the taps that meet the pixel
+    gradient by input   the same over N*C*D*H*W; sums K/groups * the taps that meet the pixel,
+                        both a tap at a time: sums of short sums have smaller rounding errors
     gradient by weight  blocks, one a number of K*C/groups*T*R*S; its 128 threads share the
                         pixels, and their sums are added up in a tree: always the same order
 
@@ -135,10 +136,11 @@ def _forward(dtype: str, mode: str, channels_last: bool) -> Callable[..., None]:
                     v = index(i32(w0 + s * dil_w), W)
                     if d >= 0 and h >= 0 and v >= 0:
                         at, wt = i32(image + d * xd + h * xh + v * xw), tap
-                        c = i32(0)
+                        c, tap_sum = i32(0), zero
                         while c < CG:
-                            total_sum += load_nc(x, at) * load_nc(w, wt)
+                            tap_sum += load_nc(x, at) * load_nc(w, wt)
                             at, wt, c = i32(at + xc), i32(wt + channel), i32(c + 1)
+                        total_sum += tap_sum
                     tap, s = i32(tap + 1), i32(s + 1)
                 r = i32(r + 1)
             t = i32(t + 1)
@@ -192,10 +194,11 @@ def _grad_input(dtype: str, channels_last: bool) -> Callable[..., None]:
                     q = div(q, stride_w) if q >= 0 and rem(q, stride_w) == 0 else Q
                     if o < OD and p < P and q < Q:
                         at, wt = i32(image + o * yo + p * yp + q * yq), tap
-                        k = i32(0)
+                        k, tap_sum = i32(0), zero
                         while k < KG:
-                            total_sum += load_nc(gy, at) * load_nc(w, wt)
+                            tap_sum += load_nc(gy, at) * load_nc(w, wt)
                             at, wt, k = i32(at + yk), i32(wt + CG * channel), i32(k + 1)
+                        total_sum += tap_sum
                     tap, s = i32(tap + 1), i32(s + 1)
                 r = i32(r + 1)
             t = i32(t + 1)

@@ -132,7 +132,10 @@ def conv2d(
         raise ArgumentError(f"explain: arch={arch!r} is unknown; use one of {', '.join(GPUS)}")
     if which not in PASSES:
         raise ArgumentError(f"explain: which={which!r} is no pass; use one of {', '.join(PASSES)}")
-    kind = np.dtype(dtype)
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        kind = np.dtype(bool)
     if kind.kind != "f":
         raise ArgumentError(f"explain: dtype={dtype!r} is no floating-point type")
     spec = ConvSpec.infer(x_shape, weight_shape, stride, padding, dilation, groups, padding_mode)

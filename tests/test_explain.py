@@ -1,0 +1,99 @@
+"""What `explain` says is what is launched, on shapes of every algorithm."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuconv as gc
+from gpuconv.errors import ArgumentError
+
+PASSES = ("forward", "grad_input", "grad_weight")
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "options", "algorithm"),
+    [
+        ((8, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, "tiled"),
+        ((8, 64, 56, 56), (128, 64, 1, 1), {}, "gemm"),
+        ((8, 64, 56, 56), (128, 64, 2, 2), {"stride": 2}, "tiled"),
+        ((8, 64, 56, 56), (64, 1, 3, 3), {"groups": 64}, "depthwise"),
+        ((8, 6, 9, 9), (6, 2, 3, 3), {"groups": 3}, "direct"),
+        ((8, 64, 56, 56), (64, 64, 3, 3), {"padding": 1, "padding_mode": "reflect"}, "direct"),
+        ((8, 64, 56, 56), (64, 64, 3, 3), {"dtype": "float64"}, "direct"),
+        ((8, 64, 56, 56), (64, 64, 3, 3), {"dtype": "float16"}, "im2col"),
+        ((0, 64, 56, 56), (64, 64, 3, 3), {}, "im2col"),
+    ],
+)
+@pytest.mark.parametrize("which", PASSES)
+def test_algorithms(x: Any, w: Any, options: dict[str, Any], algorithm: str, which: str) -> None:
+    said = gc.explain.conv2d(x, w, which=which, **options)
+    assert said.algorithm == algorithm
+    assert said.why
+    assert bool(said.launches) == (algorithm not in ("gemm", "im2col"))
+    assert said.flops == said.spec.flops
+    assert all(launch.blocks_per_sm > 0 and launch.waves > 0 for launch in said.launches)
+    text = str(said)
+    for part in (which, algorithm, said.why, "GFLOP", "roofline", "H100", "determinism"):
+        assert part in text
+    assert max(map(len, text.splitlines())) < 240
+
+
+def test_roofline_by_hand() -> None:
+    """One billion multiply-adds on 132 SMs of 128 lanes at 1.98 GHz; memory for a 1x1 of few."""
+    said = gc.explain.conv2d((1, 1000, 32, 32), (1000, 1000, 1, 1))
+    assert said.flops == 2 * 1000 * 1000 * 1024
+    assert said.least_seconds == pytest.approx(said.flops / (2 * 132 * 128 * 1.98e9))
+    assert said.bound == "compute"
+    thin = gc.explain.conv2d((64, 2, 64, 64), (2, 2, 1, 1))
+    assert thin.bytes == 4 * (2 * 64 * 2 * 64 * 64 + 4)
+    assert thin.bound == "memory"
+    assert thin.least_seconds == pytest.approx(thin.bytes / 3350e9)
+
+
+def test_parts_are_said_to_depend_on_the_gpu() -> None:
+    few = gc.explain.conv2d((1, 512, 7, 7), (512, 512, 3, 3), padding=1)
+    assert "in" in few.tile
+    assert "parts" in few.tile
+    assert "one kind of GPU" in few.determinism
+    many = gc.explain.conv2d((64, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    assert "parts" not in many.tile
+    assert "no atomics" in many.determinism
+
+
+def test_a_forced_algorithm_is_used_or_refused() -> None:
+    shapes = (2, 8, 9, 9), (8, 8, 3, 3)
+    for algo in ("tiled", "direct", "im2col"):
+        assert gc.explain.conv2d(*shapes, algo=algo).algorithm == algo
+    with pytest.raises(ArgumentError, match="algo='gemm' cannot take this problem: it is for 1x1"):
+        gc.explain.conv2d(*shapes, algo="gemm")
+    with pytest.raises(ArgumentError, match="one input channel a group"):
+        gc.explain.conv2d(*shapes, algo="depthwise")
+    with pytest.raises(ArgumentError, match="algo='winograd' is unknown here"):
+        gc.explain.conv2d(*shapes, algo="winograd")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"arch": "sm_60"}, "arch='sm_60' is unknown; use one of sm_75"),
+        ({"which": "backward"}, "which='backward' is no pass; use one of forward"),
+        ({"dtype": "int32"}, "dtype='int32' is no floating-point type"),
+        ({"dtype": "f99"}, "dtype='f99'"),
+        ({"groups": 3}, "groups=3 must divide"),
+    ],
+)
+def test_mistakes(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ArgumentError, match=match):
+        gc.explain.conv2d((2, 8, 9, 9), (8, 8, 3, 3), **options)
+
+
+def test_algo_on_the_reference() -> None:
+    x, w = np.ones((1, 1, 3, 3)), np.ones((1, 1, 2, 2))
+    np.testing.assert_array_equal(gc.conv2d(x, w, algo="im2col"), gc.conv2d(x, w))
+    with pytest.raises(ArgumentError, match="algo='tiled' is unknown here"):
+        gc.conv2d(x, w, algo="tiled")
+    with pytest.raises(ArgumentError, match="algo='tiled' is unknown here"):
+        gc.conv2d_grad_input(np.ones((1, 1, 2, 2)), w, (1, 1, 3, 3), algo="tiled")
+    with pytest.raises(ArgumentError, match="algo='tiled' is unknown here"):
+        gc.conv2d_grad_weight(np.ones((1, 1, 2, 2)), x, (1, 1, 2, 2), algo="tiled")

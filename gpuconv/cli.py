@@ -1,4 +1,4 @@
-"""The program `gpuconv`: train | eval | predict | summary | doctor.
+"""The program `gpuconv`: train | eval | predict | summary | kernels | doctor.
 
 Results go to standard output, progress and errors to standard error. A problem the user can mend is
 one line there and exit status 1; a wrong command line is status 2.
@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 
 import gpuconv
-from gpuconv import doctor as checks, models, run as runs
+from gpuconv import cli_kernels, doctor as checks, models, run as runs
 from gpuconv.backends import BACKENDS, backend, host_backend, resolve_device
 from gpuconv.errors import ArgumentError, Error
 from gpuconv.run import Config
@@ -230,13 +230,22 @@ def summary(
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what works on this machine; status 1 if something that should does not."""
     report = checks.examine()
+    failed, works = any(check.status == "FAILED" for check in report), checks.works(report)
     if as_json:
-        print(json.dumps([asdict(check) for check in report], indent=2))
+        found = {"ok": not failed, "works": works, "checks": [asdict(check) for check in report]}
+        print(json.dumps(found, indent=2))
     else:
         for check in report:
-            print(f"{check.status:7} {check.name:20} {check.detail}")
-    if any(check.status == "FAILED" for check in report):
+            print(f"{check.status:7} {check.name:23} {check.detail}")
+        print(f"works here: {works}")
+    if failed:
         raise typer.Exit(1)
+
+
+kernels = typer.Typer(help="Study the CUDA kernels, with no GPU.", no_args_is_help=True)
+for name, command in cli_kernels.COMMANDS.items():
+    kernels.command(name)(one_line_errors(command))
+app.add_typer(kernels, name="kernels")
 
 
 def version(wanted: bool) -> None:

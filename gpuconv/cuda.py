@@ -10,11 +10,12 @@ from typing import Any
 from gpuconv.backends import Array, Backend
 from gpuconv.cuda_conv import CudaConv
 from gpuconv.cuda_pool import CudaPool
+from gpuconv.cuda_train import CudaTrain
 from gpuconv.reference.conv import is_channels_last
 from gpuconv.shapes import Ints
 
 
-class CudaBackend(CudaConv, CudaPool, Backend):
+class CudaBackend(CudaConv, CudaPool, CudaTrain, Backend):
     """`device` is a `gpuconv.device.CupyDevice` or `EmulatedDevice`."""
 
     def __init__(self, device: Any, name: str) -> None:

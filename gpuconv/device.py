@@ -4,8 +4,9 @@
     run(x, w, y)                                    # any number of times: pointers only
 
 `prepare` takes the kernel's numbers by name; what it returns takes its arrays in order, None for a
-null pointer. A launch goes to CuPy's current stream, synchronises nothing, allocates nothing and
-can be captured into a graph.
+null pointer. Numbers that change from call to call (a learning rate) are named in `varying` and
+given to each call by name. A launch goes to CuPy's current stream, synchronises nothing, allocates
+nothing and can be captured into a graph (which keeps the numbers of its capture).
 """
 
 import ctypes
@@ -65,26 +66,41 @@ class CupyDevice:
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self.xp.empty(shape, dtype=dtype)
 
-    def prepare(self, kernel: Kernel, grid: Grid, **numbers: float) -> Run:
-        """A launch of `kernel`, complete but for its pointers."""
+    def aligned(self, array: Array) -> bool:
+        """Whether its data is at a multiple of 16 bytes."""
+        return not array.data.ptr & 15
+
+    def prepare(
+        self, kernel: Kernel, grid: Grid, varying: tuple[str, ...] = (), **numbers: float
+    ) -> Run:
+        """A launch of `kernel`, complete but for its pointers and the `varying` numbers."""
         function = self._function(kernel)
         # One slot of 8 bytes a parameter, written once but for the pointers; the driver copies them
         # during the call, so one buffer serves every launch that the lock lets through.
         slots = (ctypes.c_uint64 * len(kernel.parameters))()
         start = ctypes.addressof(slots)
         addresses = (ctypes.c_uint64 * len(slots))(*(start + 8 * i for i in range(len(slots))))
-        pointers = []
+        pointers: list[int] = []
+        cells: dict[str, Any] = {}
         for i, (name, kind) in enumerate(kernel.parameters.items()):
             if kind.endswith("*"):
                 pointers.append(i)
+                continue
+            cell = _CTYPES[kind].from_buffer(slots, 8 * i)
+            if name in varying:
+                cells[name] = cell
             else:
-                _CTYPES[kind].from_buffer(slots, 8 * i).value = numbers.pop(name)
+                cell.value = numbers.pop(name)
         _none_left(kernel, numbers)
         launch, stream, lock = self._driver.launchKernel, self._stream, threading.Lock()
         block, where = (kernel.threads, 1, 1), ctypes.addressof(addresses)
 
-        def run(*arrays: Array | None) -> None:
+        def run(*arrays: Array | None, **given: float) -> None:
+            if (given or cells) and given.keys() != cells.keys():
+                raise TypeError(f"kernel {kernel.name} is launched with {', '.join(cells)}")
             with lock:
+                for name, value in given.items():
+                    cells[name].value = value
                 for i, array in zip(pointers, arrays, strict=True):
                     slots[i] = 0 if array is None else array.data.ptr
                 launch(function.ptr, *grid, *block, kernel.shared, stream().ptr, where, 0)
@@ -133,8 +149,14 @@ class EmulatedDevice:
         dtype = np.dtype(dtype)
         return np.full(shape, np.nan if dtype.kind == "f" else np.iinfo(dtype).min, dtype=dtype)
 
-    def prepare(self, kernel: Kernel, grid: Grid, **numbers: float) -> Run:
-        """A launch of `kernel`, complete but for its pointers."""
+    def aligned(self, array: Array) -> bool:
+        """True: the emulator places every array at a multiple of 256 bytes."""
+        return True
+
+    def prepare(
+        self, kernel: Kernel, grid: Grid, varying: tuple[str, ...] = (), **numbers: float
+    ) -> Run:
+        """A launch of `kernel`, complete but for its pointers and the `varying` numbers."""
         from gpuconv.emulator import Module, Ptr
 
         if kernel not in self._modules:
@@ -143,15 +165,18 @@ class EmulatedDevice:
         fixed = {
             name: np.dtype(kind).type(numbers.pop(name))
             for name, kind in parameters.items()
-            if not kind.endswith("*")
+            if not kind.endswith("*") and name not in varying
         }
         _none_left(kernel, numbers)
 
-        def run(*arrays: Array | None) -> None:
-            given = iter(arrays)
+        def run(*arrays: Array | None, **given: float) -> None:
+            if given.keys() != set(varying):
+                raise TypeError(f"kernel {kernel.name} is launched with {', '.join(varying)}")
+            scalars = {k: np.dtype(parameters[k]).type(v) for k, v in given.items()}
+            known, pointers = {**fixed, **scalars}, iter(arrays)
             values = []
             for name in parameters:
-                value = fixed[name] if name in fixed else next(given)
+                value = known[name] if name in known else next(pointers)
                 values.append(
                     0 if value is None else Ptr(value) if isinstance(value, np.ndarray) else value
                 )

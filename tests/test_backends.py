@@ -56,7 +56,9 @@ def test_blocks_nest_and_end_with_an_exception() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(DeviceError, match="backend 'tpu' is unknown; use one of numpy, emulated, cuda"):
+    with pytest.raises(
+        DeviceError, match="backend 'tpu' is unknown; use one of numpy, emulated, cuda"
+    ):
         get_backend("tpu")
     with pytest.raises(DeviceError, match="device 'tpu' is unknown; use one of cpu, cuda, auto"):
         to_device(np.ones(1), "tpu")

@@ -10,7 +10,7 @@ holds the constants and whose annotations (`F32`, `I32`, ...) are its parameter 
 bare pointers, so a launch passes addresses and numbers, nothing else.
 
 Compiled code is kept in $GPUCONV_CACHE (default: gpuconv in the user's cache folder), one file an
-entry, under a hash of the kernel's source file, its constants, `ptx.py`, this file, the
+entry, under a hash of the kernel's source file and those it imports, its constants, this file, the
 architecture and the versions of the tools. A damaged entry is built anew. Ready-made code (made by
 `gpuconv kernels build`) is looked for in $GPUCONV_KERNELS first; it needs no compiler.
 """
@@ -42,12 +42,23 @@ Float = Annotated[Any, "float32"]
 Scalar = Annotated[Any, "data"]
 
 FORMAT = 1
-TOOLS = ("numba", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink")
+TOOLS = (
+    "numba",
+    "numba-cuda",
+    "nvidia-nvvm",
+    "nvidia-nvjitlink",
+    "nvidia-cuda-nvcc-cu12",
+    "nvidia-nvjitlink-cu12",
+)
 _log = logging.getLogger("gpuconv")
 
 
 class CompileError(RuntimeError):
     """A kernel could not be compiled, or the compiler is not installed; one line."""
+
+
+class NoCompiler(CompileError):
+    """The compiler is not installed, or a part of it: no kernel can be compiled."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +147,17 @@ def build(kernel: Kernel, arch: str) -> Binary:
         ptx = _to_ptx(kernel, arch)
         cubin, log = _to_cubin(ptx, arch)
     except ImportError as error:
-        raise CompileError(
-            f"compiling kernel {kernel.name} needs numba-cuda and nvJitLink ({error}); "
-            f"install gpuconv[cuda13]"
-        ) from error
+        raise _no_compiler(kernel, error) from error
+    except import_module("cuda.pathfinder").DynamicLibNotFoundError as error:
+        raise _no_compiler(kernel, error) from error
     return Binary(kernel.name, arch, ptx, cubin, **_resources(log))
+
+
+def _no_compiler(kernel: Kernel, error: Exception) -> NoCompiler:
+    return NoCompiler(
+        f"compiling kernel {kernel.name} needs numba-cuda, NVVM and nvJitLink "
+        f"({str(error).splitlines()[0]}); install gpuconv[cuda13]"
+    )
 
 
 def capability(arch: str) -> tuple[int, ...] | tuple[int, int, str]:
@@ -164,7 +181,7 @@ def source_key(kernel: Kernel, arch: str) -> str:
         kernel.threads,
         kernel.min_blocks,
         arch,
-        *(_digest(Path(p)) for p in (module, Path(__file__).with_name("ptx.py"), __file__)),
+        *(_digest(path) for path in _sources(Path(module))),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -189,6 +206,7 @@ def write(path: Path, key: str, binary: Binary) -> None:
     try:
         with os.fdopen(handle, "w") as file:
             file.write(text)
+        os.chmod(temporary, 0o644)  # others may read it, as they may a file made by open
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -226,18 +244,23 @@ def _to_ptx(kernel: Kernel, arch: str) -> str:
     for kind in kernel.parameters.values():
         item = getattr(types, kind.rstrip("*"))
         signature.append(types.CPointer(item) if kind.endswith("*") else item)
-    text, _ = cuda.compile(
-        kernel.make(**dict(kernel.constants)),
-        types.void(*signature),
-        cc=capability(arch),
-        device=False,
-        abi="numba",
-        lineinfo=True,
-        launch_bounds=(kernel.threads, kernel.min_blocks),
-        output="ptx",
-    )
+    try:
+        text, _ = cuda.compile(
+            kernel.make(**dict(kernel.constants)),
+            types.void(*signature),
+            cc=capability(arch),
+            device=False,
+            abi="numba",
+            lineinfo=True,
+            launch_bounds=(kernel.threads, kernel.min_blocks),
+            output="ptx",
+        )
+    except import_module("numba.cuda.cudadrv.error").CCSupportError as error:
+        raise CompileError(f"kernel {kernel.name} for {arch}: {error}") from error
     entry = re.search(r"\.entry\s+([\w$]+)", text)
     assert entry is not None
+    # A variable that Numba declares and kernels do not use; its name differs from run to run.
+    text = re.sub(r"\.common \.global .*NumbaEnv.*;\n", "", text)
     return text.replace(entry[1], kernel.name)
 
 
@@ -253,7 +276,8 @@ def _to_cubin(ptx: str, arch: str) -> tuple[bytes, str]:
         except nvjitlink.nvJitLinkError as error:
             log = bytearray(nvjitlink.get_error_log_size(linker))
             nvjitlink.get_error_log(linker, log)
-            raise CompileError(f"{error}: {log.decode().strip()}") from error
+            said = " ".join(log.decode().strip("\0").split())
+            raise CompileError(f"{error}: {said}") from error
         cubin = bytearray(nvjitlink.get_linked_cubin_size(linker))
         nvjitlink.get_linked_cubin(linker, cubin)
         log = bytearray(nvjitlink.get_info_log_size(linker))
@@ -275,8 +299,25 @@ def _resources(log: str) -> dict[str, int]:
         "spill_stores": number(r"(\d+) bytes spill stores"),
         "spill_loads": number(r"(\d+) bytes spill loads"),
         "stack": number(r"(\d+) bytes stack frame"),
-        "static_shared": number(r"(\d+) bytes smem"),
+        # On sm_90, and only there, the number has the 1024 bytes that the system takes.
+        "static_shared": max(0, number(r"(\d+) bytes smem") - (1024 if "for 'sm_90" in log else 0)),
     }
+
+
+@cache
+def _sources(path: Path) -> tuple[Path, ...]:
+    """The file, this one, and those of this folder that it imports, and they import."""
+    here, found, todo = Path(__file__).parent, {Path(__file__)}, [path]
+    while todo:
+        file = todo.pop()
+        if file not in found:
+            found.add(file)
+            text = file.read_text()
+            names = re.findall(r"gpuconv\.kernels\.cuda\.(\w+)", text)
+            for several in re.findall(r"from gpuconv\.kernels\.cuda import ([\w, ]+)", text):
+                names += [name.strip() for name in several.split(",")]
+            todo += [here / f"{name}.py" for name in names if (here / f"{name}.py").exists()]
+    return tuple(sorted(found))
 
 
 @cache

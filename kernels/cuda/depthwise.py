@@ -61,9 +61,10 @@ THREADS = 256
 CHANNELS, PLACES = 32, 32  # of a block of the vector kernels
 ROW = (CHANNELS + 4) * 4  # bytes of a tap's weights in shared memory; + 4 spreads the banks
 MOST_TAPS = 48 * 1024 // ROW  # whose weights fit in shared memory
-# (taps, stride) of the windows; with 1 tap the stride is a number of the launch. At stride 2 the
-# others are as good as their memory (see above).
+# (taps, stride) of the windows. With 1 tap the stride is a number of the launch; it serves 5x5 at
+# stride 2 too, where a pixel is met by 6 outputs and the cache is fast enough for that.
 WINDOWS = ((7, 1), (5, 1), (3, 2), (3, 1), (1, 1))
+_KIND = {1: "scalar", 4: "vector"}  # by lanes: the channels of a thread
 
 
 def forward_kernel(lanes: int, taps: int, stride: int) -> Kernel:
@@ -89,9 +90,6 @@ def kernels() -> list[Kernel]:
         *(forward_kernel(lanes, *window) for lanes in (4, 1) for window in WINDOWS),
         *(grad_input_kernel(lanes) for lanes in (4, 1)),
     ]
-
-
-_KIND = {1: "scalar", 4: "vector"}
 
 
 def window_name(taps: int, stride: int) -> str:
@@ -388,15 +386,16 @@ def _launch(
     numbers.update(last=last, N=n, K=channels, c_n=chunks, tiles=tiles)
     for name, size in ("c", chunks), ("v", lines), ("t", tiles), ("w", taps):
         numbers[name + "_f"], numbers[name + "_s"] = reciprocal(size)
-    return device.prepare(kernel, (blocks, 1, 1), **numbers)  # type: ignore[no-any-return]
+    return device.prepare(kernel, (blocks, 1, 1), **numbers)
 
 
 def forward(
     device: Any, spec: Any, dtype: Any, channels_last: bool, bias: bool = False, relu: bool = False
 ) -> Callable[..., None]:
-    """run(x, w, b, y): y = relu(conv(x, w) + b); x and y in one memory format, of 16 bytes' align.
+    """run(x, w, b, y): y = relu(conv(x, w) + b).
 
-    w is contiguous (K, 1, *kernel); b is None where it is not asked for.
+    x and y are in one memory format, at multiples of 16 bytes; w is contiguous (K, 1, *kernel), b
+    is None where it is not asked for.
     """
     channels, lanes = (spec.groups, spec.w_shape[0]), _lanes(spec, channels_last)
     axes, flags = axes_of(spec), {"has_bias": bias, "relu": relu}

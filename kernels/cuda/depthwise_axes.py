@@ -31,11 +31,15 @@ Axes = tuple[Axis, Axis]
 
 def axes_of(spec: Any) -> Axes:
     """The axes h and w; h is of size 1 where there is only one."""
-    pads = tuple(before for before, _ in spec.padding)
-    rows = spec.kernel, spec.stride, pads, spec.dilation, spec.x_shape[2:], spec.y_shape[2:]
-    fills = 1, 1, 0, 1, 1, 1
-    h, w = zip(*((fill, *row)[-2:] for fill, row in zip(fills, rows, strict=True)), strict=True)
-    return Axis(*h, weight=w[0]), Axis(*w, weight=1)
+
+    def axis(i: int, weight: int) -> Axis:
+        if i < -spec.nd:
+            return Axis(1, 1, 0, 1, 1, 1, weight)
+        before, _ = spec.padding[i]
+        sizes = spec.x_shape[i], spec.y_shape[i]
+        return Axis(spec.kernel[i], spec.stride[i], before, spec.dilation[i], *sizes, weight)
+
+    return axis(-2, spec.kernel[-1]), axis(-1, 1)
 
 
 def window_axis(axes: Axes, last: bool, windows: Sequence[tuple[int, int]]) -> int:

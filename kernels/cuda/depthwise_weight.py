@@ -31,7 +31,6 @@ from gpuconv.kernels.cuda.ptx import (
     i32,
     lds,
     load_if,
-    load_nc,
     ones,
     rem,
     shared,
@@ -203,7 +202,7 @@ def grad_weight(
     grid = chunks * row_groups * slabs, 1, 1
     run = device.prepare(kernel(*window), grid, **numbers)
     if slabs == 1:
-        return run  # type: ignore[no-any-return]
+        return run
     sizes = {"total": weights, "slabs": slabs, "K": k, "taps": weights // k}
     add = device.prepare(SUM, (-(-weights // 8), 1, 1), **sizes)
 

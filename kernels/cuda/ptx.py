@@ -5,8 +5,12 @@ into one. These intrinsics are what the kernels are written with instead:
 
     i32(a * b + c)              keep an index in 32 bits (the wider arithmetic folds away)
     div(a, b), rem(a, b)        32-bit division of numbers that are not negative
+    divide(n, *reciprocal(d))   the same by a known d: a multiplication and a shift
     load(p, i), store(p, i, v)  p[i] with a 32-bit index; load_nc is read-only (LDG.CONSTANT)
     load4, store4, load4_nc     four adjacent float32 at once, aligned to 16 bytes
+    load4_i32, store4_i32       the same of int32
+    load_if, load4_if           p[i + j * step] if it is wanted, else zeros
+    aligned(p)                  1 if p is a multiple of 16 bytes (a view of an array need not be)
     shared()                    the address (32 bits) of the dynamic shared memory
     lds, sts, lds4, sts4        float32 at such an address
     copy16(s, p, i, n)          start copying n (0 or 16) bytes of p[i:] to s, zeros for the rest
@@ -280,3 +284,137 @@ def shuffle_xor(typingctx: Any, value: Any, mask: Any) -> Any:
         return _asm(builder, text, "=f,f,r", _FLOAT, v, m)
 
     return _emit(types.float32(types.float32, types.int32), code)
+
+
+@intrinsic
+def divide(typingctx: Any, n: Any, factor: Any, shift: Any) -> Any:
+    """n // d for 0 <= n < 2**31, with (factor, shift) = `reciprocal(d)`: no division."""
+
+    def code(builder: Any, x: Any, f: Any, s: Any) -> Any:
+        wide = builder.mul(builder.zext(x, _I64), builder.zext(f, _I64))
+        high = builder.trunc(builder.lshr(wide, _I64(32)), _I32)
+        return builder.lshr(builder.add(high, x), s)
+
+    return _emit(types.int32(types.int32, types.int32, types.int32), code)
+
+
+def reciprocal(d: int) -> tuple[int, int]:
+    """(factor, shift) for `divide` by d; the factor as a signed 32-bit number.
+
+    Source: Granlund and Montgomery, "Division by invariant integers using multiplication", 1994.
+    """
+    shift = (d - 1).bit_length()
+    factor = (((1 << shift) - d) << 32) // d + 1
+    return factor - (1 << 32) if factor >= 1 << 31 else factor, shift
+
+
+@intrinsic
+def within(typingctx: Any, i: Any, n: Any) -> Any:
+    """0 <= i < n, in one comparison."""
+
+    def code(builder: Any, x: Any, y: Any) -> Any:
+        return builder.icmp_unsigned("<", x, y)
+
+    return _emit(types.boolean(types.int32, types.int32), code)
+
+
+@intrinsic
+def load4_i32(typingctx: Any, pointer: Any, index: Any) -> Any:
+    """Four adjacent int32 that no one writes during the kernel; aligned to 16 bytes."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.PointerType(ir.VectorType(_I32, 4), _GLOBAL)
+        value = builder.load(builder.bitcast(_element(builder, *args), kind), align=16)
+        return _unpack(context, builder, sig, _read_only(value), 4)
+
+    return types.UniTuple(types.int32, 4)(pointer, types.int32), code
+
+
+@intrinsic
+def store4_i32(typingctx: Any, pointer: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """pointer[index : index + 4] = a, b, c, d, int32; the address must be a multiple of 16."""
+
+    def code(builder: Any, p: Any, i: Any, *values: Any) -> None:
+        vector = ir.Constant(ir.VectorType(_I32, 4), ir.Undefined)
+        for lane, value in enumerate(values):
+            vector = builder.insert_element(vector, value, _I32(lane))
+        address = builder.bitcast(_element(builder, p, i), ir.PointerType(vector.type, _GLOBAL))
+        builder.store(vector, address, align=16)
+
+    n = types.int32
+    return _emit(types.void(pointer, n, n, n, n, n), code)
+
+
+def _special(register: str) -> Any:
+    @intrinsic
+    def f(typingctx: Any) -> Any:
+        def code(builder: Any) -> Any:
+            return _asm(builder, f"mov.u32 $0, %{register};", "=r", _I32)
+
+        return _emit(types.int32(), code)
+
+    return f
+
+
+# Read anew each time, where cuda.threadIdx.x would be kept in a register, and what follows from it.
+thread_again, block_again = _special("tid.x"), _special("ctaid.x")
+block_y_again, block_z_again = _special("ctaid.y"), _special("ctaid.z")
+
+
+@intrinsic
+def aligned(typingctx: Any, pointer: Any) -> Any:
+    """1 where four float32 can be read at `pointer` at once, else 0; a null pointer is aligned."""
+
+    def code(builder: Any, p: Any) -> Any:
+        low = builder.and_(builder.ptrtoint(p, _I64), _I64(15))
+        return builder.zext(builder.icmp_unsigned("==", low, _I64(0)), _I32)
+
+    return _emit(types.int32(pointer), code)
+
+
+def _masked_loader(lanes: int) -> Any:
+    kind = _FLOAT if lanes == 1 else ir.LiteralStructType([_FLOAT] * lanes)
+    values = [f"${i}" for i in range(lanes)]
+    group, vector = ("$0", "") if lanes == 1 else (f"{{{', '.join(values)}}}", f".v{lanes}")
+    zeros = " ".join(f"mov.b32 {v}, 0;" for v in values)
+    text = (
+        f"{{ .reg .pred p; setp.ne.s32 p, ${lanes + 1}, 0; {zeros} "
+        f"@p ld.global.nc{vector}.b32 {group}, [${lanes}]; }}"
+    )
+    constraints = ",".join(["=&f"] * lanes + ["l", "r"])
+
+    @intrinsic
+    def f(typingctx: Any, pointer: Any, index: Any, i: Any, step: Any, wanted: Any) -> Any:
+        def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            pointer, index, i, step, wanted = args
+            away = builder.mul(builder.sext(step, _I64), i)
+            address = builder.gep(_element(builder, pointer, index), [away])
+            assembly = ir.InlineAsm(ir.FunctionType(kind, [address.type, _I32]), text, constraints)
+            value = builder.call(assembly, [address, wanted])
+            if lanes == 1:
+                return value
+            parts = [builder.extract_value(value, lane) for lane in range(lanes)]
+            return context.make_tuple(builder, sig.return_type, parts)
+
+        n = types.int32
+        result = types.float32 if lanes == 1 else types.UniTuple(types.float32, lanes)
+        return result(pointer, n, types.int64, n, n), code
+
+    return f
+
+
+# p[index + i * step] (four adjacent float32, or one) if `wanted`, else zeros, and nothing is read:
+# no branch, and the address is one multiplication for a constant i. Read-only memory.
+load_if, load4_if = _masked_loader(1), _masked_loader(4)
+
+
+@intrinsic
+def ones(typingctx: Any, low: Any, high: Any) -> Any:
+    """Bits low ... high - 1 are 1, the others 0; low >= 0, high <= 31, and none if low >= high."""
+
+    def code(builder: Any, a: Any, b: Any) -> Any:
+        one = _I32(1)
+        bits = builder.sub(builder.shl(one, b), builder.shl(one, a))
+        return builder.select(builder.icmp_signed("<", a, b), bits, _I32(0))
+
+    return _emit(types.int32(types.int32, types.int32), code)

@@ -43,10 +43,17 @@ def check(
         known = isinstance(value, np.ndarray) and value.dtype == np.float64
         return value.astype(kind) if known else value  # astype keeps the memory format
 
+    def given(backend: Any, value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        value = backend.asarray(value)
+        if isinstance(value, np.ndarray):  # to the emulator, memory that no kernel may write to
+            value = value.view()
+            value.flags.writeable = False
+        return value
+
     def on(backend: Any, kind: str) -> list[Any]:
-        given = (cast(value, kind) for value in inputs)
-        given = (backend.asarray(v) if isinstance(v, np.ndarray) else v for v in given)
-        results = operation(backend, *given)
+        results = operation(backend, *(given(backend, cast(value, kind)) for value in inputs))
         results = results if isinstance(results, (tuple, list)) else [results]
         return [r if isinstance(r, np.ndarray) or r is None else r.get() for r in results]
 

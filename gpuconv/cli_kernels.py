@@ -1,0 +1,404 @@
+"""The commands `gpuconv kernels list | inspect | build | check`: what they take and print."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from gpuconv import check as checking, study
+from gpuconv.check import Access, Check, Checked
+from gpuconv.errors import ArgumentError, DeviceError
+from gpuconv.kernels.cuda import sass
+from gpuconv.study import Inspection
+
+Name = Annotated[str, typer.Argument(help="A kernel, or a family of them.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JOBS = min(8, os.cpu_count() or 1)
+ROWS = 12  # of the longer tables
+
+
+def list_kernels(as_json: Json = False) -> None:
+    """Print every kernel there is."""
+    found = {
+        family: [study.describe(kernel, family) for kernel in module.kernels()]
+        for family, module in study.families().items()
+    }
+    if as_json:
+        print(json.dumps([row for rows in found.values() for row in rows], indent=2))
+        return
+    console = _console()
+    for family, rows in found.items():
+        about = study.about(family)
+        if family != next(iter(found)):
+            console.print()
+        console.print(f"{family}: {about}", style="bold")
+        columns = "kernel|threads>|shared>|parameters>"
+        own = any(row["what"] != about for row in rows)
+        cells = [
+            (row["name"], row["threads"], row["dynamic_shared"], len(row["parameters"]))
+            + ((row["what"],) if own else ())
+            for row in rows
+        ]
+        columns += "|what it does" if own else ""
+        _table(console, columns, cells)
+    count = sum(map(len, found.values()))
+    console.print(f"{count} kernels; shared: dynamic shared memory of a block, in bytes")
+
+
+def inspect(
+    name: Name,
+    arch: Annotated[str, typer.Option(help=f"One of {', '.join(study.LIMITS)}.")] = "sm_90",
+    show_sass: Annotated[
+        bool, typer.Option("--sass", help="Print the machine code; | marks the inner loop.")
+    ] = False,
+    show_ptx: Annotated[bool, typer.Option("--ptx", help="Print the PTX.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compile a kernel, with no GPU: what it needs, and what its inner loop consists of."""
+    (family, kernels), *_ = study.find(name).items()
+    study.check_arch(arch)
+    if len(kernels) > 1 and (show_sass or show_ptx):
+        raise ArgumentError(f"{name!r} is a family; name one of its kernels for --sass and --ptx")
+    with _console(stderr=True).status(f"compiling for {arch}"):
+        rows = study.inspect(kernels, family, arch)
+    if as_json:
+        result = [row.to_dict(show_sass, show_ptx) for row in rows]
+        print(json.dumps(result if name == family else result[0], indent=2))
+        return
+    console = _console()
+    if name == family:
+        _show_family(console, rows)
+    else:
+        _show_inspection(console, rows[0])
+        if show_sass and rows[0].code is not None:
+            _show_sass(console, rows[0])
+        if show_ptx:
+            print(rows[0].binary.ptx.strip())
+    if len(rows) < len(kernels):
+        console.print(f"{len(kernels) - len(rows)} more cannot be compiled for {arch}")
+    if rows[0].no_code:
+        said = f"no instructions are shown: {rows[0].no_code}"
+        console.print(said, style="yellow", soft_wrap=True)
+
+
+def build(
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Kernels or families; all if not given.", show_default=False),
+    ] = None,
+    arch: Annotated[str, typer.Option(help="Architectures, with commas between.")] = "sm_80,sm_90",
+    jobs: Annotated[int, typer.Option(help="Compile so many at a time.", min=1)] = os.cpu_count()
+    or 1,
+) -> None:
+    """Compile kernels for machines with no compiler: set GPUCONV_KERNELS to the folder there."""
+    archs = [study.check_arch(part.strip()) for part in arch.split(",")]
+    chosen = [study.find(name) for name in names or study.families()]
+    kernels = [kernel for found in chosen for group in found.values() for kernel in group]
+    kernels = list(dict.fromkeys(kernels))
+    counts = {"built": 0, "kept": 0, "skipped": 0, "failed": 0}
+    size, total = 0, len(kernels) * len(archs)
+    console, width = _console(), max(len(kernel.name) for kernel in kernels)
+    with console.status("") as status:
+        for number, made in enumerate(study.build(kernels, archs, out, jobs), 1):
+            counts[made.status] += 1
+            size += made.size
+            bytes_ = f"{made.size:>9,} bytes" if made.size else made.detail
+            line = f"{made.kernel:{width}}  {made.arch:7} {made.status:7} {bytes_}"
+            console.print(line, soft_wrap=True)
+            status.update(f"{number} of {total}")
+    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    print(f"{said}: {size / 2**20:.1f} MiB in {out}")
+    if counts["failed"]:
+        raise DeviceError(f"{counts['failed']} of {total} kernels did not compile")
+
+
+def check(
+    name: Name,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Whose PTX to run: sm_80 if not given.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a kernel in the emulator, with every check, on small problems; status 1 if one fails."""
+    (family, kernels), *_ = study.find(name).items()
+    with _console(stderr=True).status("") as status:
+        result = checking.check(family, kernels, arch, status.update)
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+    elif name == family:
+        _show_family_check(_console(), result)
+    else:
+        _show_check(_console(), result, result.kernels[0])
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_kernels,
+    "inspect": inspect,
+    "build": build,
+    "check": check,
+}
+
+
+def _console(stderr: bool = False) -> Console:
+    """Prints what it is given as it is; at least 100 columns wide where nobody looks."""
+    console = Console(markup=False, highlight=False, emoji=False, stderr=stderr)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 100
+    return console
+
+
+def _table(
+    console: Console,
+    columns: str,
+    rows: Iterable[tuple[Any, ...]],
+    title: str | None = None,
+    marked: Collection[int] = (),
+) -> None:
+    """Print rows under headings: "kernel|threads>|source", where > is for numbers.
+
+    Where the lines would be too long, "source" is cut, and "kernel" and "what it does" are folded.
+    Rows whose position is in `marked` (-1: the last) stand out.
+    """
+    table = Table(
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        title=title,
+        title_justify="left",
+        title_style="bold",
+    )
+    headings = columns.split("|")
+    cells = [[_text(cell) for cell in row] for row in rows]
+    widths = [
+        max(map(len, column))
+        for column in zip([h.rstrip(">") for h in headings], *cells, strict=True)
+    ]
+    if headings[-1] == "source":
+        room = max(20, console.width - sum(width + 2 for width in widths[:-1]) - 1)
+        for row in cells:
+            row[-1] = row[-1] if len(row[-1]) <= room else row[-1][: room - 1] + "…"
+    for heading, width in zip(headings, widths, strict=True):
+        gives_way = heading in ("kernel", "source", "what it does")
+        table.add_column(
+            heading.rstrip(">"),
+            justify="right" if heading.endswith(">") else "left",
+            no_wrap=not gives_way,
+            overflow="fold",
+            min_width=None if gives_way else width,
+        )
+    for i, row in enumerate(cells):
+        table.add_row(*row, style="bold" if {i, i - len(cells)} & set(marked) else None)
+    console.print()
+    console.print(table)
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
+
+
+def _place(file: str, line: int) -> str:
+    return f"{Path(file).name}:{line}" if line else "?"
+
+
+def _facts(console: Console, facts: Iterable[tuple[str, str]]) -> None:
+    """Lines "name  value", the values under each other."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for name, value in facts:
+        grid.add_row(name, value)
+    console.print(grid)
+
+
+def _show_family(console: Console, rows: list[Inspection]) -> None:
+    about = study.about(rows[0].family)
+    console.print(f"{rows[0].family} on {rows[0].binary.arch}: {about}", style="bold")
+    cells = [
+        (
+            row.kernel.name,
+            row.binary.registers,
+            row.binary.spills,
+            row.binary.static_shared + row.kernel.shared,
+            row.occupancy.warps,
+            len(row.loop) or "-",
+            f"{study.share(row.loop):.0%}" if row.loop else "-",
+        )
+        for row in rows
+    ]
+    spilled = [i for i, row in enumerate(rows) if row.binary.spills]
+    _table(console, "kernel|regs>|spills>|shared>|warps>|loop>|FFMA>", cells, marked=spilled)
+    console.print(
+        "registers a thread; spills and shared memory in bytes; warps an SM; instructions of the "
+        "inner loop, and the share of FFMA"
+    )
+
+
+def _show_inspection(console: Console, row: Inspection) -> None:
+    kernel, b, o = row.kernel, row.binary, row.occupancy
+    console.print(f"{kernel.name} ({row.family}) on {b.arch}", style="bold")
+    console.print(study.what(kernel))
+    kinds: dict[str, list[str]] = {}
+    for parameter, kind in kernel.parameters.items():
+        kinds.setdefault(kind, []).append(parameter)
+    allowed = ", ".join(f"{name} {blocks}" for name, blocks in o.allowed.items())
+    _facts(
+        console,
+        [
+            ("constants", ", ".join(f"{k}={v}" for k, v in kernel.constants) or "none"),
+            *((f"{kind} ({len(names)})", " ".join(names)) for kind, names in kinds.items()),
+            (
+                "block",
+                f"{kernel.threads} threads; room for {kernel.min_blocks} on an SM was asked for",
+            ),
+            ("registers", f"{b.registers} a thread"),
+            ("spills", f"{b.spill_stores} bytes stored, {b.spill_loads} loaded; stack {b.stack}"),
+            ("shared memory", f"{b.static_shared:,} bytes static, {kernel.shared:,} dynamic"),
+            (
+                "occupancy",
+                f"{o.blocks} blocks, {o.warps} of {o.max_warps} warps an SM "
+                f"({o.warps / o.max_warps:.0%}), limited by {' and '.join(o.limit)}",
+            ),
+            ("blocks allowed by", allowed),
+        ],
+    )
+    if row.code is None:
+        return
+    loop, whole = sass.mix(row.loop), sass.mix(row.code)
+    cells = [
+        (kind, loop[kind], f"{loop[kind] / len(row.loop):.0%}" if loop[kind] else "", count)
+        for kind, count in whole.items()
+        if count
+    ]
+    cells.append(("all", len(row.loop), "", len(row.code)))
+    _table(console, "instructions|inner loop>|share>|whole kernel>", cells, marked=[-1])
+    if not row.loop:
+        console.print("there is no loop")
+        return
+    first, last = row.loop[0].address, row.loop[-1].address
+    console.print(f"inner loop: {first:04x} to {last:04x}, {study.share(row.loop):.0%} FFMA")
+    if spills := sass.spills_in(row.loop):
+        console.print(f"{spills} accesses of local memory in the inner loop", style="yellow")
+    lines = Counter((i.file, i.line) for i in row.loop)
+    _show_lines(console, "inner loop by line", lines)
+
+
+def _show_lines(console: Console, title: str, lines: Counter[tuple[str, int]]) -> None:
+    """The lines of Python that count most, with their text."""
+    total = max(1, lines.total())
+    rows = [
+        (_place(*place), count, f"{count / total:.0%}", study.source_line(*place))
+        for place, count in lines.most_common(ROWS)
+        if count
+    ]
+    _table(console, "line|instructions>|share>|source", rows, title)
+
+
+def _show_sass(console: Console, row: Inspection) -> None:
+    """An instruction a line: address, | in the inner loop, and the Python it comes from."""
+    inside = {i.address for i in row.loop}
+    place = ("", 0)
+    console.print()
+    for i in row.code or []:
+        text = "" if (i.file, i.line) == place else study.source_line(i.file, i.line)
+        place = i.file, i.line
+        mark = "|" if i.address in inside else " "
+        line = f"{i.address:04x} {mark}{i!s:50} {i.line or '?':>4}  {text}"
+        print(line[: console.width].rstrip())
+
+
+def _show_family_check(console: Console, result: Check) -> None:
+    console.print(f"PTX of {result.arch}, emulated", style="bold")
+    rows, bad = [], []
+    for i, seen in enumerate(result.kernels):
+        errors = sum(f.level == "error" for f in seen.findings.values())
+        cells: list[Any] = [seen.kernel.name, errors]
+        for space in ("global", "shared"):
+            a = seen.total(space)
+            n = a.requests
+            cells += [f"{a.units / n:.1f}", f"{a.units / a.minimum:.2f}x"] if n else ["-", "-"]
+        rows.append(tuple(cells))
+        bad += [i] * bool(errors)
+    _table(console, "kernel|errors>|sectors>|ratio>|waves>|ratio>", rows, marked=bad)
+    console.print(
+        "32-byte sectors a global request, wavefronts a shared one, their ratio to the fewest "
+        "possible"
+    )
+    for seen in result.kernels:
+        _show_findings(console, seen)
+    _show_results(console, result)
+
+
+def _show_findings(console: Console, seen: Checked) -> None:
+    for found in seen.findings.values():
+        style = {"error": "red", "warning": "yellow"}.get(found.level)
+        console.print(f"{seen.kernel.name}: {found.text}", style=style)
+        console.print(f"    {_place(found.file, found.line)}  ", end="")
+        console.print(study.source_line(found.file, found.line))
+        console.print(f"    in problem: {found.problem}")
+
+
+def _show_results(console: Console, result: Check) -> None:
+    off = max(r.off for r in result.results)
+    console.print(
+        f"{len(result.results)} problems; results differ from NumPy's by at most {off:.1e} of the "
+        f"largest number"
+    )
+    for bad in result.results:
+        if bad.unwritten:
+            console.print(
+                f"{bad.problem}: {bad.unwritten} numbers were left unwritten", style="red"
+            )
+    if result.not_launched:
+        console.print(f"not launched on {result.arch}: {', '.join(result.not_launched)}")
+
+
+def _show_check(console: Console, result: Check, seen: Checked) -> None:
+    console.print(f"{seen.kernel.name}, PTX of {result.arch}", style="bold")
+    branches = f"{seen.divergent:,} of {seen.branches:,} branches of warps diverge"
+    _facts(
+        console,
+        [
+            ("problems", "; ".join(seen.problems)),
+            ("launches", f"{seen.launches}, {seen.thread_instructions:,} thread instructions"),
+            ("findings", "below" if seen.findings else "none"),
+            ("divergence", f"{branches}; {seen.lanes:.0%} of lanes active"),
+        ],
+    )
+    _show_findings(console, seen)
+    for space, unit, about in (
+        ("global", "sectors", "global memory: 32-byte sectors a request, and the fewest possible"),
+        ("shared", "wavefronts", "shared memory: wavefronts a request, more with bank conflicts"),
+    ):
+        rows = [a for a in seen.access.values() if a.space == space and a.requests]
+        if rows:
+            rows.sort(key=lambda a: (a.minimum - a.units, -a.requests))
+            _show_access(console, about, unit, [*rows[:ROWS], seen.total(space)])
+    classes = [
+        (kind, count, f"{count / seen.thread_instructions:.1%}")
+        for kind, count in seen.by_class.most_common()
+    ]
+    _table(console, "class|instructions>|share>", classes, "PTX instructions of all threads")
+    _show_lines(console, "where they are", seen.by_line)
+    _show_results(console, result)
+
+
+def _show_access(console: Console, title: str, unit: str, accesses: list[Access]) -> None:
+    rows = []
+    for a in accesses:
+        place, n = _place(a.file, a.line) if a.line else "", a.requests
+        rows.append((place, a.op, n, a.units / n, a.minimum / n, f"{a.units / a.minimum:.2f}x"))
+    columns = f"line|instruction|requests>|{unit}>|minimum>|ratio>"
+    _table(console, columns, rows, title, marked=[-1])

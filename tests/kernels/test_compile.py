@@ -1,0 +1,59 @@
+"""Every kernel for every architecture, compiled with no GPU: registers, spills, the inner loop.
+
+The budgets are what the kernels have reached: a change that costs more fails here.
+"""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
+
+from gpuconv.kernels.cuda import sass
+from gpuconv.kernels.cuda.compiler import Kernel, compile
+from gpuconv.study import families
+
+ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")
+KERNELS = [(family, kernel) for family, module in families().items() for kernel in module.kernels()]
+# The most registers a kernel of a family may take, on any architecture.
+REGISTERS = {"tiled": 128, "weight": 128}
+OTHERS = 96
+
+
+def fits(kernel: Kernel, arch: str) -> bool:
+    """A kernel with asynchronous copies is for sm_80 and later, its twin for sm_75."""
+    return kernel.name.endswith("_sm75") == (arch == "sm_75") or not kernel.name.startswith(
+        ("tiled_", "grad_weight_")
+    )
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(("family", "kernel"), KERNELS, ids=[k.name for _, k in KERNELS])
+def test_budget(family: str, kernel: Kernel, arch: str) -> None:
+    if not fits(kernel, arch):
+        return
+    binary = compile(kernel, arch)
+    assert binary.registers <= REGISTERS.get(family, OTHERS), binary.registers
+    assert (binary.spills, binary.stack) == (0, 0)
+    assert binary.registers * kernel.threads * kernel.min_blocks <= 65536
+    if "float64" not in kernel.name:
+        assert ".f64" not in binary.ptx, "float32 arithmetic has slipped into float64"
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    "kernel", [k for f, k in KERNELS if f in ("tiled", "weight")], ids=lambda k: k.name
+)
+def test_the_inner_loop_is_multiply_adds(kernel: Kernel, arch: str) -> None:
+    if not fits(kernel, arch):
+        return
+    loop = sass.inner_loop(sass.disassemble(compile(kernel, arch).cubin))
+    counts = sass.mix(loop)
+    assert counts["FFMA"] == 256
+    assert counts["FFMA"] >= 0.85 * len(loop), counts
+    assert sass.spills_in(loop) == 0
+
+
+def test_names_are_unique() -> None:
+    names: list[Any] = [kernel.name for _, kernel in KERNELS]
+    assert len(set(names)) == len(names)

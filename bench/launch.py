@@ -72,7 +72,7 @@ def stubbed(capability: str = "90") -> Iterator[tuple[Any, Counter]]:
     except ImportError as error:
         raise DeviceError(f"CuPy is needed for its arrays ({error})") from None
     from gpuconv.cuda import CudaBackend
-    from gpuconv.device import CupyDevice
+    from gpuconv.cuda.device import CupyDevice
 
     block = np.empty(2**28, dtype=np.uint8)  # never touched, so never really there
     address = memory.UnownedMemory(block.ctypes.data, block.nbytes, block, 0)

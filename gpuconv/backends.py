@@ -85,7 +85,7 @@ def _cuda_backend(name: str) -> Backend:
     cupy = _cupy() if name == "cuda" else None
     try:
         from gpuconv.cuda import CudaBackend
-        from gpuconv.device import CupyDevice, EmulatedDevice
+        from gpuconv.cuda.device import CupyDevice, EmulatedDevice
     except ModuleNotFoundError as error:
         if str(error.name).startswith("gpuconv"):
             raise

@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import gpuconv
-from gpuconv import cli_kernels, doctor as checks, models, run as runs
+from gpuconv import doctor as checks, models, run as runs
 from gpuconv.backends import BACKENDS, backend, host_backend, resolve_device
 from gpuconv.errors import ArgumentError, Error
 from gpuconv.run import Config
@@ -235,17 +236,74 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         found = {"ok": not failed, "works": works, "checks": [asdict(check) for check in report]}
         print(json.dumps(found, indent=2))
     else:
-        for check in report:
-            print(f"{check.status:7} {check.name:23} {check.detail}")
+        for one in report:
+            print(f"{one.status:7} {one.name:23} {one.detail}")
         print(f"works here: {works}")
     if failed:
         raise typer.Exit(1)
 
 
 kernels = typer.Typer(help="Study the CUDA kernels, with no GPU.", no_args_is_help=True)
-for name, command in cli_kernels.COMMANDS.items():
-    kernels.command(name)(one_line_errors(command))
 app.add_typer(kernels, name="kernels")
+Name = Annotated[str, typer.Argument(help="A kernel, or a family of them.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def commands() -> Any:
+    """Imported when it is called: it imports Numba, which the other commands do without."""
+    return import_module("gpuconv.study.commands")
+
+
+@kernels.command("list")
+@one_line_errors
+def list_kernels(as_json: Json = False) -> None:
+    """Print every kernel there is."""
+    commands().list_kernels(as_json)
+
+
+@kernels.command()
+@one_line_errors
+def inspect(
+    name: Name,
+    arch: Annotated[str, typer.Option(help="sm_75, sm_80, sm_86, sm_89, sm_90, ...")] = "sm_90",
+    show_sass: Annotated[
+        bool, typer.Option("--sass", help="Print the machine code; | marks the inner loop.")
+    ] = False,
+    show_ptx: Annotated[bool, typer.Option("--ptx", help="Print the PTX.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compile a kernel, with no GPU: what it needs, and what its inner loop consists of."""
+    commands().inspect(name, arch, show_sass, show_ptx, as_json)
+
+
+@kernels.command()
+@one_line_errors
+def build(
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Kernels or families; all if not given.", show_default=False),
+    ] = None,
+    arch: Annotated[str, typer.Option(help="Architectures, with commas between.")] = "sm_80,sm_90",
+    jobs: Annotated[int, typer.Option(help="Compile so many at a time.", min=1)] = os.cpu_count()
+    or 1,
+) -> None:
+    """Compile kernels for machines with no compiler: set GPUCONV_KERNELS to the folder there."""
+    commands().build(out, names, arch, jobs)
+
+
+@kernels.command()
+@one_line_errors
+def check(
+    name: Name,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="Whose PTX to run: sm_80 if not given.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a kernel in the emulator, with every check, on small problems; status 1 if one fails."""
+    commands().check(name, arch, as_json)
 
 
 def version(wanted: bool) -> None:

@@ -41,6 +41,8 @@ CUDA_PACKAGES = {
 }
 OLDEST_NUMBA_CUDA = (0, 30)
 OLDEST_GPU = (7, 5)
+# What packages that do not go together have raised so far, besides our own errors.
+BROKEN = (Error, ImportError, AttributeError, OSError, RuntimeError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -188,8 +190,6 @@ def conflicts(installed: Mapping[str, str], cuda: tuple[int, int] | None) -> lis
             for major in sorted(set(majors.values()))
         )
         problems.append(f"packages of CUDA {' and '.join(sides)} are mixed")
-    if "numba-cuda" in installed and _version(installed["numba-cuda"]) < OLDEST_NUMBA_CUDA:
-        problems.append(f"numba-cuda {installed['numba-cuda']} is older than 0.30")
     nvvm, linker = installed.get("nvidia-nvvm"), installed.get("nvidia-nvjitlink")
     if nvvm and linker and _version(nvvm) > _version(linker):
         problems.append(f"nvidia-nvjitlink {linker} does not read what nvidia-nvvm {nvvm} writes")
@@ -235,18 +235,20 @@ def _folder() -> Check:
 
 def _compiles(arch: str) -> Check:
     """Compile a kernel: really, not looking for what was compiled before."""
-    try:
-        compiler = import_module("gpuconv.kernels.cuda.compiler")
-        kernel = import_module("gpuconv.kernels.cuda.direct").grad_input_kernel("float32", False)
-    except ImportError as error:
-        return Check("kernels", "absent", f"{error}; install gpuconv[cuda13]")
-    if not compiler.version("numba-cuda"):
-        return Check("kernels", "absent", "there is no compiler; install gpuconv[cuda13]")
+    compiler = import_module("gpuconv.kernels.cuda.compiler")
+    numba_cuda = compiler.version("numba-cuda")
+    if not numba_cuda:
+        ready = os.environ.get("GPUCONV_KERNELS")
+        instead = f"compiled ones are taken from {ready}" if ready else "install gpuconv[cuda13]"
+        return Check("kernels", "absent", f"there is no compiler; {instead}")
     start = time.perf_counter()
     try:
+        kernel = import_module("gpuconv.kernels.cuda.direct").grad_input_kernel("float32", False)
         binary = compiler.build(kernel, arch)
-    except compiler.CompileError as error:
-        return Check("kernels", "FAILED", str(error))
+    except BROKEN as error:
+        old = _version(numba_cuda) < OLDEST_NUMBA_CUDA
+        hint = f"; numba-cuda {numba_cuda} is old: pip install 'gpuconv[cuda13]'" if old else ""
+        return Check("kernels", "FAILED", f"{_one_line(error)}{hint}")
     seconds = time.perf_counter() - start
     detail = f"{kernel.name} compiled for {arch} in {seconds:.1f} s: {binary.registers} registers"
     return Check("kernels", "ok", f"{detail}; they are kept in {compiler.cache_folder()}")
@@ -275,13 +277,16 @@ def _backend(name: str, required: bool) -> Check:
             y = ops.conv2d(be.asarray(x), be.asarray(w))
             z = to_device(ops.matmul(y, be.asarray(np.ones((2, 1)))), "cpu")
             y = to_device(y, "cpu")
-    except (Error, ImportError, OSError, RuntimeError) as error:
-        said = " ".join(str(error).split())
-        return Check(f"backend {name}", "FAILED" if required else "absent", said)
+    except BROKEN as error:
+        return Check(f"backend {name}", "FAILED" if required else "absent", _one_line(error))
     off = float(max(np.abs(y - truth).max(), np.abs(z[..., 0] - truth.sum(3)).max()))
     if off < 1e-12:
         return Check(f"backend {name}", "ok", "convolution and product agree with plain loops")
     return Check(f"backend {name}", "FAILED", f"convolution or product is off by {off:.2e}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _default() -> Check:

@@ -125,7 +125,7 @@ def conv2d(
     there can be, every array read or written once.
     """
     from gpuconv.cuda import CudaBackend
-    from gpuconv.cuda_conv import PASSES, choose
+    from gpuconv.cuda.conv import PASSES, choose
     from gpuconv.study import occupancy
 
     if arch not in GPUS:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from gpuconv import cli, study
 from gpuconv.kernels.cuda import compiler, direct, sass
-from gpuconv.problems import PROBLEMS
+from gpuconv.study.problems import PROBLEMS
 from tests.test_cli import fails, gpuconv
 from tests.test_study import FORWARD, copying, launching, needs_compiler, needs_nvdisasm
 

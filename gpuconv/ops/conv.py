@@ -220,7 +220,7 @@ def conv2d(
     width), ((top, bottom), (left, right)), "valid" or "same": output ceil(H / stride), and of an
     odd total the extra row at the end, for even kernels and strides too. `padding_mode` is "zeros",
     "reflect", "replicate" or "circular". `algo` forces an algorithm, on CUDA one of
-    `gpuconv.cuda_conv.ALGORITHMS`; `gpuconv.explain.conv2d` says what "auto" takes. Raises
+    `gpuconv.cuda.conv.ALGORITHMS`; `gpuconv.explain.conv2d` says what "auto" takes. Raises
     ArgumentError for shapes that do not fit and for an `algo` that cannot take them, DtypeError for
     mixed dtypes. Source: Dumoulin and Visin, "A guide to convolution arithmetic",
     arXiv 1603.07285.

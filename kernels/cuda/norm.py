@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from numba import cuda, types
+from numba.cuda import libdevice
 
 from gpuconv.kernels.cuda.compiler import F32, I32, Float, Kernel
 from gpuconv.kernels.cuda.ptx import (
@@ -51,7 +52,7 @@ THREADS, FEW = 256, 64  # a block that walks, a block that combines
 FLOAT32, f32 = np.dtype("float32"), types.float32
 ZERO, ONE, FOUR, QUARTER = f32(0), f32(1), f32(4), f32(0.25)
 inline = cuda.jit(device=True, inline="always")
-divide = cuda.libdevice.fast_fdividef  # good to 2 units in the last place, which shares can bear
+divide = libdevice.fast_fdividef  # good to 2 units in the last place, which shares can bear
 
 
 def kernels() -> list[Kernel]:

@@ -6,22 +6,33 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpuconv.backends import Backend
+from gpuconv.backends import Backend, resolve_device
 from gpuconv.testing import assert_within_budget
 
 REFERENCE = Backend(np, "numpy")
 
 
-@pytest.fixture(params=["emulated", "cuda"])
-def be(request: pytest.FixtureRequest) -> Any:
-    """A CudaBackend. Skipped where there is no compiler, or no GPU (see --require-gpu)."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """On a machine without a GPU there is one device; --require-gpu asks for both anyway."""
+    if "where" in metafunc.fixturenames:
+        gpu = metafunc.config.getoption("--require-gpu") or resolve_device("auto") == "cuda"
+        metafunc.parametrize("where", ["emulated", "cuda"] if gpu else ["emulated"], scope="session")
+
+
+@pytest.fixture(scope="session")
+def emulated() -> Any:
+    """A CudaBackend over the emulator, with every check; one for all tests, as it keeps kernels."""
     pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
     from gpuconv.cuda import CudaBackend
-    from gpuconv.device import EmulatedDevice
+    from gpuconv.cuda.device import EmulatedDevice
 
-    if request.param == "emulated":
-        return CudaBackend(EmulatedDevice(), "emulated")
-    return request.getfixturevalue("gpu")
+    return CudaBackend(EmulatedDevice(), "emulated")
+
+
+@pytest.fixture
+def be(where: str, request: pytest.FixtureRequest) -> Any:
+    """A CudaBackend on each device there is."""
+    return request.getfixturevalue("emulated" if where == "emulated" else "gpu")
 
 
 def channels_last(x: Any) -> Any:

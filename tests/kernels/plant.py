@@ -45,8 +45,8 @@ def replace(monkeypatch: pytest.MonkeyPatch, module: ModuleType, copy: ModuleTyp
             return copy
         return vars(copy)[name] if name in own and value is own[name] else None
 
-    for user in list(sys.modules.values()):
-        if user is None or user is module or not user.__name__.startswith("gpuconv"):
+    for key, user in list(sys.modules.items()):
+        if user is module or not key.startswith("gpuconv"):
             continue
         for name, value in list(vars(user).items()):
             if (other := mine(name, value)) is not None:

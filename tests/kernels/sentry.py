@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.device import EmulatedDevice, Grid, Run
+from gpuconv.cuda.device import EmulatedDevice, Grid, Run
 from gpuconv.kernels.cuda.compiler import Kernel, compile
 
 ARCH = "sm_100"

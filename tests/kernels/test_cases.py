@@ -13,7 +13,7 @@ pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
 
 import gpuconv as gc
 from gpuconv.cuda import CudaBackend
-from gpuconv.device import EmulatedDevice
+from gpuconv.cuda.device import EmulatedDevice
 from gpuconv.testing import assert_within_budget
 from tests.cases import CASES
 from tests.cases.case import Case

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpuconv.cuda import CudaBackend
-from gpuconv.device import EmulatedDevice
+from gpuconv.cuda.device import EmulatedDevice
 from gpuconv.kernels.cuda import depthwise, depthwise_weight
 from gpuconv.shapes import ConvSpec
 from tests.kernels.conftest import channels_last, check

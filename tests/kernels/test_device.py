@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
 
 from gpuconv.cuda import CudaBackend
-from gpuconv.device import CupyDevice, EmulatedDevice
+from gpuconv.cuda.device import CupyDevice, EmulatedDevice
 from gpuconv.kernels.cuda import direct
 from gpuconv.kernels.cuda.compiler import Kernel
 from gpuconv.kernels.cuda.tiled import CONFIGS, kernel as tiled_kernel

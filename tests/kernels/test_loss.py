@@ -133,7 +133,7 @@ def test_what_the_kernels_take() -> None:
 def test_no_case_falls_back_to_array_code(rng: np.random.Generator) -> None:
     pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
     from gpuconv.cuda import CudaBackend
-    from gpuconv.device import EmulatedDevice
+    from gpuconv.cuda.device import EmulatedDevice
 
     seen: set[str] = set()
     device = EmulatedDevice(watch=lambda kernel, report: seen.add(kernel.name))

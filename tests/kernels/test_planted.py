@@ -23,7 +23,7 @@ from tests.kernels.conftest import channels_last, check
 pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
 
 from gpuconv.cuda import CudaBackend
-from gpuconv.device import EmulatedDevice
+from gpuconv.cuda.device import EmulatedDevice
 
 Run = Callable[[Any, np.random.Generator], None]
 BUDGET = "exceeds the budget"
@@ -334,7 +334,7 @@ def test_found(
             bug.run(backend(), rng)
 
 
-# Module, edits, and the kernel and memory whose accesses they make inefficient.
+# Module, edits, and the kernel and memory whose accesses they make inefficient; right or wrong.
 SLOW: dict[str, tuple[str, tuple[tuple[str, str], ...], str, str]] = {
     "a transposed tile without its odd column": (
         "layout",
@@ -348,13 +348,9 @@ SLOW: dict[str, tuple[str, tuple[tuple[str, str], ...], str, str]] = {
         "layout_turn",
         "shared",
     ),
-    "rows of a tile that are not swizzled": (
+    "channels in eights": (
         "tiled",
-        (
-            ("((chunk ^ ((a_row >> 1) & 3)) << 4)", "(chunk << 4)"),
-            ("odd = i32((lane >> 4) & 1)", "odd = i32(0)"),
-            ("place = four ^ (2 * (i & 1))", "place = four"),
-        ),
+        (("b_at = i32(smem + a_bytes + col * 4)", "b_at = i32(smem + a_bytes + col * 8)"),),
         "tiled",
         "shared",
     ),
@@ -379,20 +375,24 @@ def test_a_slow_access_is_counted(
 ) -> None:
     which, edits, kernel, space = SLOW[name]
     original = module(which)
-    last = space == "global"
-    run = conv("conv", "tiled", (1, 5, 17, 17), (8, 5, 2, 2), last=last)
+    spec = ConvSpec.infer((1, 5, 17, 17), (8, 5, 2, 2))
+    x, w = (rng.standard_normal(shape).astype("float32") for shape in (spec.x_shape, spec.w_shape))
+    if space == "global":
+        x = channels_last(x)
 
     def efficiency() -> float:
         reports: list[Any] = []
-        run(
-            backend(stats=True, watch=lambda k, r: k.name.startswith(kernel) and reports.append(r)),
-            rng,
+        be = backend(
+            stats=True,
+            strict=False,
+            watch=lambda k, r: k.name.startswith(kernel) and reports.append(r),
         )
+        be.conv(spec, x, w, algo="tiled")
         return float(reports[0].total(space, "ideal") / reports[0].total(space))
 
     good = efficiency()
     plant.replace(monkeypatch, original, plant.planted(original, tmp_path, *edits))
-    assert efficiency() < 0.7 * good
+    assert efficiency() < 0.8 * good
 
 
 @pytest.mark.parametrize("run", {id(bug.run): bug.run for bug in BUGS.values()}.values())

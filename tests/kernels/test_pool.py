@@ -60,21 +60,6 @@ DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 KEPT: dict[str, Any] = {}  # one backend for the file, which decodes each kernel's PTX once
 
 
-@pytest.fixture
-def be(be: Any) -> Any:
-    """The fixture of conftest, with this file's kernels."""
-    from gpuconv.cuda import CudaBackend
-    from gpuconv.cuda_pool import CudaPool
-
-    if issubclass(CudaBackend, CudaPool):
-        return KEPT.setdefault(be.name, be)
-
-    class Mine(CudaPool, CudaBackend):
-        pass
-
-    return KEPT.setdefault(be.name, Mine(be.device, be.name))
-
-
 def spec_of(name: str) -> PoolSpec:
     shape, kernel, options = PROBLEMS[name]
     return PoolSpec.infer(shape, kernel, **options)

@@ -57,16 +57,16 @@ def _direct(be: Any) -> None:
 
 
 def _tiled(be: Any) -> None:
-    """Five steps of a product, two more than there are stages; and one in three parts."""
-    spec = ConvSpec.infer((2, 8, 5, 4), (8, 8, 3, 3), padding=1)
-    for config in tiled.CONFIGS:
-        for last in (False, True):
-            run = product.forward(be.device, spec, last, True, False, True, (config, 1))
-            run(_zeros(spec.x_shape, last), None, None, None, None)
+    """Five steps of a product, two more than there are stages; and a product in parts."""
     spec = ConvSpec.infer((1, 32, 4, 4), (8, 32, 3, 3), padding=1, stride=2)
     for last in (False, True):
         split = product.forward(be.device, spec, last, True, False, True, (tiled.CONFIGS[-1], 3))
         split(_zeros(spec.x_shape, last), None, None, None, None)
+    spec = ConvSpec.infer((1, 8, 4, 4), (8, 8, 3, 3), padding=1)
+    for config in tiled.CONFIGS:
+        for last in (False, True):
+            run = product.forward(be.device, spec, last, True, False, True, (config, 1))
+            run(_zeros(spec.x_shape, last), None, None, None, None)
 
 
 def _tiled_gradients(be: Any) -> None:
@@ -85,6 +85,8 @@ def _depthwise(be: Any) -> None:
                 be, "depthwise", (2, channels, 8, 9), (channels, 1, size, size),
                 padding=1, stride=stride, groups=channels,
             )  # fmt: skip
+    # So many pixels that the sums are in slabs.
+    _conv(be, "depthwise", (4, 1, 70, 70), (1, 1, 1, 1))
 
 
 def _pool(be: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
 
 from gpuconv.cuda import CudaBackend
-from gpuconv.device import EmulatedDevice
+from gpuconv.cuda.device import EmulatedDevice
 from gpuconv.kernels.cuda import product, weight
 from gpuconv.kernels.cuda.tiled import CONFIGS
 from gpuconv.shapes import ConvSpec

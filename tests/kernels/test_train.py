@@ -84,7 +84,7 @@ def test_losses_are_the_reference_s(be: Any, make: Any, shape: Any, optimizer: A
 def test_the_kernels_are_what_runs() -> None:
     """A whole step of LeNet-5 on the emulated backend, by name: every family takes its part."""
     from gpuconv.cuda import CudaBackend
-    from gpuconv.device import EmulatedDevice
+    from gpuconv.cuda.device import EmulatedDevice
 
     launched: list[str] = []
     be = CudaBackend(EmulatedDevice(watch=lambda kernel, report: launched.append(kernel.name)), "e")

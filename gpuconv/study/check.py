@@ -3,7 +3,7 @@
     result = check("direct", kernels)   # Check: findings, memory access, instructions by line
     result.ok
 
-The problems are the rows of `gpuconv.problems`; every check of the emulator is on, and every memory
+The problems are the rows of `problems.py`; every check of the emulator is on, and every memory
 request is looked at, not a sample.
 """
 
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from gpuconv.backends import Backend
-from gpuconv.device import EmulatedDevice, Run
+from gpuconv.cuda.device import EmulatedDevice, Run
 from gpuconv.errors import ArgumentError
 from gpuconv.kernels.cuda.compiler import Kernel
-from gpuconv.problems import PROBLEMS, Problem
 from gpuconv.study import check_arch
+from gpuconv.study.problems import PROBLEMS, Problem
 
 
 @dataclass

@@ -1,30 +1,27 @@
-"""The commands `gpuconv kernels list | inspect | build | check`: what they take and print."""
+"""What the commands `gpuconv kernels list | inspect | build | check` print."""
 
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from gpuconv import check as checking, study
-from gpuconv.check import Access, Check, Checked
+from gpuconv import study
 from gpuconv.errors import ArgumentError, DeviceError
 from gpuconv.kernels.cuda import sass
-from gpuconv.study import Inspection
+from gpuconv.study import Inspection, check as checking
+from gpuconv.study.check import Access, Check, Checked
 
-Name = Annotated[str, typer.Argument(help="A kernel, or a family of them.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-JOBS = min(8, os.cpu_count() or 1)
 ROWS = 12  # of the longer tables
 
 
-def list_kernels(as_json: Json = False) -> None:
+def list_kernels(as_json: bool) -> None:
     """Print every kernel there is."""
     found = {
         family: [study.describe(kernel, family) for kernel in module.kernels()]
@@ -52,15 +49,7 @@ def list_kernels(as_json: Json = False) -> None:
     console.print(f"{count} kernels; shared: dynamic shared memory of a block, in bytes")
 
 
-def inspect(
-    name: Name,
-    arch: Annotated[str, typer.Option(help=f"One of {', '.join(study.LIMITS)}.")] = "sm_90",
-    show_sass: Annotated[
-        bool, typer.Option("--sass", help="Print the machine code; | marks the inner loop.")
-    ] = False,
-    show_ptx: Annotated[bool, typer.Option("--ptx", help="Print the PTX.")] = False,
-    as_json: Json = False,
-) -> None:
+def inspect(name: str, arch: str, show_sass: bool, show_ptx: bool, as_json: bool) -> None:
     """Compile a kernel, with no GPU: what it needs, and what its inner loop consists of."""
     (family, kernels), *_ = study.find(name).items()
     study.check_arch(arch)
@@ -88,16 +77,7 @@ def inspect(
         console.print(said, style="yellow", soft_wrap=True)
 
 
-def build(
-    out: Annotated[Path, typer.Option(help="The folder to write to.")],
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(help="Kernels or families; all if not given.", show_default=False),
-    ] = None,
-    arch: Annotated[str, typer.Option(help="Architectures, with commas between.")] = "sm_80,sm_90",
-    jobs: Annotated[int, typer.Option(help="Compile so many at a time.", min=1)] = os.cpu_count()
-    or 1,
-) -> None:
+def build(out: Path, names: list[str] | None, arch: str, jobs: int) -> None:
     """Compile kernels for machines with no compiler: set GPUCONV_KERNELS to the folder there."""
     archs = [study.check_arch(part.strip()) for part in arch.split(",")]
     chosen = [study.find(name) for name in names or study.families()]
@@ -120,14 +100,7 @@ def build(
         raise DeviceError(f"{counts['failed']} of {total} kernels did not compile")
 
 
-def check(
-    name: Name,
-    arch: Annotated[
-        str | None,
-        typer.Option(help="Whose PTX to run: sm_80 if not given.", show_default=False),
-    ] = None,
-    as_json: Json = False,
-) -> None:
+def check(name: str, arch: str | None, as_json: bool) -> None:
     """Run a kernel in the emulator, with every check, on small problems; status 1 if one fails."""
     (family, kernels), *_ = study.find(name).items()
     with _console(stderr=True).status("") as status:
@@ -140,14 +113,6 @@ def check(
         _show_check(_console(), result, result.kernels[0])
     if not result.ok:
         raise typer.Exit(1)
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "list": list_kernels,
-    "inspect": inspect,
-    "build": build,
-    "check": check,
-}
 
 
 def _console(stderr: bool = False) -> Console:

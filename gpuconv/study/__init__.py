@@ -4,7 +4,8 @@
     inspect(kernel, "direct", "sm_90")  # registers, spills, occupancy, inner loop
     build(kernels, ["sm_90"], folder)   # ready-made code, for machines with no compiler
 
-How they behave when they run is `gpuconv.check`; what the program prints, `gpuconv.cli_kernels`.
+How they behave when they run is `gpuconv.study.check`; what the program prints is
+`gpuconv.study.commands`.
 """
 
 import linecache
@@ -26,7 +27,7 @@ from gpuconv.kernels.cuda import compiler, sass
 from gpuconv.kernels.cuda.compiler import Binary, CompileError, Kernel, NoCompiler
 from gpuconv.kernels.cuda.sass import Instruction
 
-# A family is a module of gpuconv.kernels.cuda with `kernels()`, and has rows in gpuconv.problems.
+# A family is a module of gpuconv.kernels.cuda with `kernels()`; it has rows in `problems.py`.
 FAMILIES = (
     "direct",
     "tiled",

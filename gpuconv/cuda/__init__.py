@@ -1,6 +1,6 @@
 """The backend of CUDA kernels: on a GPU through CuPy, or on a CPU through the PTX emulator.
 
-It is `Backend` with methods replaced where there is a kernel, one family a file (`cuda_conv.py`,
+It is `Backend` with methods replaced where there is a kernel, one family a file (`conv.py`,
 ...); what a kernel does not take goes to `super()`, array code on the same device.
 """
 
@@ -8,15 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 from gpuconv.backends import Array, Backend
-from gpuconv.cuda_conv import CudaConv
-from gpuconv.cuda_pool import CudaPool
-from gpuconv.cuda_train import CudaTrain
+from gpuconv.cuda.conv import CudaConv
+from gpuconv.cuda.pool import CudaPool
+from gpuconv.cuda.train import CudaTrain
 from gpuconv.reference.conv import is_channels_last
 from gpuconv.shapes import Ints
 
 
 class CudaBackend(CudaConv, CudaPool, CudaTrain, Backend):
-    """`device` is a `gpuconv.device.CupyDevice` or `EmulatedDevice`."""
+    """`device` is a `gpuconv.cuda.device.CupyDevice` or `EmulatedDevice`."""
 
     def __init__(self, device: Any, name: str) -> None:
         super().__init__(device.xp, name)

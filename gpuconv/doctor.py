@@ -235,7 +235,10 @@ def _folder() -> Check:
 
 def _compiles(arch: str) -> Check:
     """Compile a kernel: really, not looking for what was compiled before."""
-    compiler = import_module("gpuconv.kernels.cuda.compiler")
+    try:
+        compiler = import_module("gpuconv.kernels.cuda.compiler")
+    except ImportError as error:
+        return Check("kernels", "FAILED", f"{error}; reinstall gpuconv")
     numba_cuda = compiler.version("numba-cuda")
     if not numba_cuda:
         ready = os.environ.get("GPUCONV_KERNELS")

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,15 @@ def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check == Check("kernels", "absent", "there is no compiler; install gpuconv[cuda13]")
     monkeypatch.setenv("GPUCONV_KERNELS", "/ready")
     assert doctor._compiles("sm_80").detail.endswith("; compiled ones are taken from /ready")
+
+
+def test_an_installation_without_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("gpuconv.kernels", "gpuconv.kernels.cuda.compiler", "gpuconv.kernels.cuda.sass"):
+        monkeypatch.setitem(sys.modules, name, None)
+    checks = {check.name: check for check in doctor.examine()}
+    assert [checks[name].status for name in ("gpuconv.kernels", "kernels", "disassembler")] == [
+        "FAILED", "FAILED", "absent",
+    ]  # fmt: skip
 
 
 def report(**given: str) -> list[Check]:

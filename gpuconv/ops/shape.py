@@ -68,13 +68,37 @@ class GetItem(Function):
         return x[self.index]
 
     def backward(self, be: Backend, gy: Array) -> Array:
-        gx = be.xp.zeros(self.like.shape, dtype=self.like.dtype)
+        xp = be.xp
         parts = self.index if isinstance(self.index, tuple) else (self.index,)
         if all(p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts):
+            gx = xp.zeros(self.like.shape, dtype=self.like.dtype)
             gx[self.index] = gy  # basic indexing takes every element at most once
-        else:
-            be.xp.add.at(gx, self.index, gy)
-        return gx
+            return gx
+        size = prod(self.like.shape)
+        taken = xp.arange(size).reshape(self.like.shape)[self.index].reshape(-1)
+        return sums_by_place(xp, taken, gy.reshape(-1), size).reshape(self.like.shape)
+
+
+def sums_by_place(xp: Any, places: Array, values: Array, size: int) -> Array:
+    """(size,): the sum of the values (n,) of each place (n,); the same bits on every device.
+
+    xp.add.at would add in any order on a GPU. Here equal places are sorted to lie together, and
+    each value gets the sum of the 2, 4, 8, ... of its place up to itself: the last has them all.
+    """
+    order = xp.argsort(places, kind="stable")
+    places, values = xp.take(places, order), xp.take(values, order)
+    step, n = 1, len(places)
+    while step < n:
+        same = places[step:] == places[:-step]
+        added = xp.where(same, values[:-step], xp.zeros_like(values[:-step]))
+        values = xp.concatenate((values[:step], values[step:] + added))
+        step *= 2
+    last = xp.ones(places.shape, dtype=bool)
+    last[:-1] = places[1:] != places[:-1]
+    # The others go to a place of their own at the end: which of them stays there does not matter.
+    sums = xp.zeros(size + 1, dtype=values.dtype)
+    sums[xp.where(last, places, size)] = values
+    return sums[:size]
 
 
 class Pad(Function):

@@ -16,7 +16,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """On a machine without a GPU there is one device; --require-gpu asks for both anyway."""
     if "where" in metafunc.fixturenames:
         gpu = metafunc.config.getoption("--require-gpu") or resolve_device("auto") == "cuda"
-        metafunc.parametrize("where", ["emulated", "cuda"] if gpu else ["emulated"], scope="session")
+        devices = ["emulated", "cuda"] if gpu else ["emulated"]
+        metafunc.parametrize("where", devices, scope="session")
 
 
 @pytest.fixture(scope="session")

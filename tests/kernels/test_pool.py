@@ -57,9 +57,6 @@ LAYOUTS = pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
-KEPT: dict[str, Any] = {}  # one backend for the file, which decodes each kernel's PTX once
-
-
 def spec_of(name: str) -> PoolSpec:
     shape, kernel, options = PROBLEMS[name]
     return PoolSpec.infer(shape, kernel, **options)

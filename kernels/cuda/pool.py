@@ -32,14 +32,12 @@ from gpuconv.kernels.cuda.ptx import (
     div,
     divide,
     i32,
-    load4_i32,
     load4_nc,
     load_nc,
     reciprocal,
     rem,
     store,
     store4,
-    store4_i32,
 )
 
 THREADS = 128
@@ -103,15 +101,8 @@ def _access(vector: bool) -> tuple[Any, ...]:
             v = load4_nc(p, i32(at * 4))
             values[0], values[1], values[2], values[3] = v[0], v[1], v[2], v[3]
 
-        def read_i32(p: Any, at: Any, jumps: Any, values: Any) -> None:
-            v = load4_i32(p, i32(at * 4))
-            values[0], values[1], values[2], values[3] = v[0], v[1], v[2], v[3]
-
         def write(p: Any, at: Any, jumps: Any, v: Any) -> None:
             store4(p, i32(at * 4), v[0], v[1], v[2], v[3])
-
-        def write_i32(p: Any, at: Any, jumps: Any, v: Any) -> None:
-            store4_i32(p, i32(at * 4), v[0], v[1], v[2], v[3])
 
     else:
 
@@ -127,8 +118,7 @@ def _access(vector: bool) -> tuple[Any, ...]:
                 if j == 0 or jumps[j] > 0:
                     store(p, i32(at + jumps[j]), v[j])
 
-        read_i32, write_i32 = read, write
-    return tuple(_device(f) for f in (first_plane, read, read_i32, write, write_i32))
+    return tuple(_device(f) for f in (first_plane, read, write))
 
 
 @_device
@@ -140,7 +130,7 @@ def _set_jumps(jumps: Any, plane: Any, planes: Any, size: Any) -> None:
 def _max_pool(dtype: str, vector: bool) -> Callable[..., None]:
     kind = getattr(types, dtype)
     lowest = kind(-inf)
-    first_plane, read, _, write, write_i32 = _access(vector)
+    first_plane, read, write = _access(vector)
 
     def max_pool(
         x: Data, y: Data, tap: I32P, with_taps: I32,
@@ -178,7 +168,7 @@ def _max_pool(dtype: str, vector: bool) -> Callable[..., None]:
         at = i32(((plane * P + p) * Q + q) * L + c)
         write(y, at, jumps, best)
         if with_taps:
-            write_i32(tap, at, jumps, taken)
+            write(tap, at, jumps, taken)
 
     return max_pool
 
@@ -186,7 +176,7 @@ def _max_pool(dtype: str, vector: bool) -> Callable[..., None]:
 def _avg_pool(dtype: str, vector: bool) -> Callable[..., None]:
     kind = getattr(types, dtype)
     zero = kind(0)
-    first_plane, read, _, write, _ = _access(vector)
+    first_plane, read, write = _access(vector)
 
     def avg_pool(
         x: Data, divisors: Data, y: Data, with_divisors: I32, divisor: Scalar,
@@ -241,7 +231,7 @@ def _avg_pool(dtype: str, vector: bool) -> Callable[..., None]:
 def _max_pool_grad(dtype: str, vector: bool) -> Callable[..., None]:
     kind = getattr(types, dtype)
     zero = kind(0)
-    first_plane, read, read_i32, write, _ = _access(vector)
+    first_plane, read, write = _access(vector)
 
     def max_pool_grad(
         gy: Data, tap: I32P, gx: Data,
@@ -278,7 +268,7 @@ def _max_pool_grad(dtype: str, vector: bool) -> Callable[..., None]:
                 if i32(s * dil_w) == off_w:
                     at = i32(((plane * P + p) * Q + q) * L + c)
                     number = i32(r * S + s)
-                    read_i32(tap, at, jumps, taken)
+                    read(tap, at, jumps, taken)
                     read(gy, at, jumps, v)
                     for j in range(4):
                         if taken[j] == number:
@@ -294,7 +284,7 @@ def _max_pool_grad(dtype: str, vector: bool) -> Callable[..., None]:
 def _avg_pool_grad(dtype: str, vector: bool) -> Callable[..., None]:
     kind = getattr(types, dtype)
     zero = kind(0)
-    first_plane, read, _, write, _ = _access(vector)
+    first_plane, read, write = _access(vector)
 
     def avg_pool_grad(
         gy: Data, divisors: Data, gx: Data, with_divisors: I32, divisor: Scalar,

@@ -7,8 +7,7 @@ into one. These intrinsics are what the kernels are written with instead:
     div(a, b), rem(a, b)        32-bit division of numbers that are not negative
     divide(n, *reciprocal(d))   the same by a known d: a multiplication and a shift
     load(p, i), store(p, i, v)  p[i] with a 32-bit index; load_nc is read-only (LDG.CONSTANT)
-    load4, store4, load4_nc     four adjacent float32 at once, aligned to 16 bytes
-    load4_i32, store4_i32       the same of int32
+    load4, store4, load4_nc     four adjacent float32 or int32 at once, aligned to 16 bytes
     load_if, load4_if           p[i + j * step] if it is wanted, else zeros
     aligned(p)                  1 if p is a multiple of 16 bytes (a view of an array need not be)
     shared()                    the address (32 bits) of the dynamic shared memory
@@ -17,8 +16,9 @@ into one. These intrinsics are what the kernels are written with instead:
     copy4(s, p, i, n)           the same with 4
     commit(), wait(n)           close a group of copies; wait until at most n groups are open
     barrier()                   all threads of the block
-    shuffle_xor(v, mask)        the value of lane ^ mask, float32 or float64
-    ldmatrix4, mma_f16, mma_tf32    tensor cores
+    shuffle_xor(v, mask)        the float32 of lane ^ mask
+    ldmatrix4, ldmatrix4_turned four 8x8 matrices of 16-bit numbers, a row an address of a lane
+    mma_f16, mma_bf16, mma_tf32 tensor cores: c (4 float32 a lane) += a b, for a warp's 16x8 of c
 
 On sm_75, which has no asynchronous copies, `copy16_sync` and `copy4_sync` do the same at once.
 """
@@ -99,14 +99,14 @@ def _loader(lanes: int, read_only: bool) -> Any:
             if lanes == 1:
                 value = builder.load(address)
                 return _read_only(value) if read_only else value
-            vector = ir.VectorType(_FLOAT, lanes)
+            vector = ir.VectorType(args[0].type.pointee, lanes)
             address = builder.bitcast(address, ir.PointerType(vector, _GLOBAL))
             value = builder.load(address, align=4 * lanes)
             if read_only:
                 _read_only(value)
             return _unpack(context, builder, sig, value, lanes)
 
-        result = item if lanes == 1 else types.UniTuple(types.float32, lanes)
+        result = item if lanes == 1 else types.UniTuple(item, lanes)
         return result(pointer, types.int32), code
 
     return f
@@ -118,7 +118,7 @@ def _unpack(context: Any, builder: Any, sig: Any, vector: Any, lanes: int) -> An
 
 
 def _pack(builder: Any, values: Any) -> Any:
-    vector = ir.Constant(ir.VectorType(_FLOAT, len(values)), ir.Undefined)
+    vector = ir.Constant(ir.VectorType(values[0].type, len(values)), ir.Undefined)
     for i, value in enumerate(values):
         vector = builder.insert_element(vector, value, _I32(i))
     return vector
@@ -147,8 +147,8 @@ def store4(typingctx: Any, pointer: Any, index: Any, a: Any, b: Any, c: Any, d: 
         address = builder.bitcast(_element(builder, p, i), ir.PointerType(vector.type, _GLOBAL))
         builder.store(vector, address, align=16)
 
-    f = types.float32
-    return _emit(types.void(pointer, types.int32, f, f, f, f), code)
+    item = pointer.dtype
+    return _emit(types.void(pointer, types.int32, item, item, item, item), code)
 
 
 @intrinsic
@@ -318,33 +318,6 @@ def within(typingctx: Any, i: Any, n: Any) -> Any:
     return _emit(types.boolean(types.int32, types.int32), code)
 
 
-@intrinsic
-def load4_i32(typingctx: Any, pointer: Any, index: Any) -> Any:
-    """Four adjacent int32 that no one writes during the kernel; aligned to 16 bytes."""
-
-    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = ir.PointerType(ir.VectorType(_I32, 4), _GLOBAL)
-        value = builder.load(builder.bitcast(_element(builder, *args), kind), align=16)
-        return _unpack(context, builder, sig, _read_only(value), 4)
-
-    return types.UniTuple(types.int32, 4)(pointer, types.int32), code
-
-
-@intrinsic
-def store4_i32(typingctx: Any, pointer: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """pointer[index : index + 4] = a, b, c, d, int32; the address must be a multiple of 16."""
-
-    def code(builder: Any, p: Any, i: Any, *values: Any) -> None:
-        vector = ir.Constant(ir.VectorType(_I32, 4), ir.Undefined)
-        for lane, value in enumerate(values):
-            vector = builder.insert_element(vector, value, _I32(lane))
-        address = builder.bitcast(_element(builder, p, i), ir.PointerType(vector.type, _GLOBAL))
-        builder.store(vector, address, align=16)
-
-    n = types.int32
-    return _emit(types.void(pointer, n, n, n, n, n), code)
-
-
 def _special(register: str) -> Any:
     @intrinsic
     def f(typingctx: Any) -> Any:
@@ -418,3 +391,55 @@ def ones(typingctx: Any, low: Any, high: Any) -> Any:
         return builder.select(builder.icmp_signed("<", a, b), bits, _I32(0))
 
     return _emit(types.int32(types.int32, types.int32), code)
+
+
+def _ldmatrix(turned: bool) -> Any:
+    text = f"ldmatrix.sync.aligned.m8n8.x4{'.trans' if turned else ''}.shared.b16 "
+
+    @intrinsic
+    def f(typingctx: Any, address: Any) -> Any:
+        def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            four = ir.LiteralStructType([_I32] * 4)
+            read = text + "{$0, $1, $2, $3}, [$4];"
+            value = _asm(builder, read, "=r,=r,=r,=r,r,~{memory}", four, args[0])
+            parts = [builder.extract_value(value, i) for i in range(4)]
+            return context.make_tuple(builder, sig.return_type, parts)
+
+        return types.UniTuple(types.int32, 4)(types.int32), code
+
+    return f
+
+
+ldmatrix4, ldmatrix4_turned = _ldmatrix(False), _ldmatrix(True)
+
+
+def _mma(shape: str, kind: str) -> Any:
+    """(c0..c3, a0..a3, b0, b1) -> c; a and b are 32 bits each: two 16-bit numbers, or a float32."""
+    text = (
+        f"mma.sync.aligned.{shape}.row.col.f32.{kind}.{kind}.f32 "
+        "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+    )
+
+    @intrinsic
+    def f(
+        typingctx: Any, c0: Any, c1: Any, c2: Any, c3: Any,
+        a0: Any, a1: Any, a2: Any, a3: Any, b0: Any, b1: Any,
+    ) -> Any:  # fmt: skip
+        def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            # No memory is touched: the compiler may move it, and drops it if c is not used.
+            four = ir.LiteralStructType([_FLOAT] * 4)
+            bits = [builder.bitcast(v, _I32) for v in args[4:]]
+            kinds = ir.FunctionType(four, [_I32] * 6 + [_FLOAT] * 4)
+            assembly = ir.InlineAsm(kinds, text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f")
+            value = builder.call(assembly, [*bits, *args[:4]])
+            parts = [builder.extract_value(value, i) for i in range(4)]
+            return context.make_tuple(builder, sig.return_type, parts)
+
+        c, ab = types.float32, types.float32 if kind == "tf32" else types.int32
+        return types.UniTuple(c, 4)(*(c,) * 4, *(ab,) * 6), code
+
+    return f
+
+
+mma_f16, mma_bf16 = _mma("m16n8k16", "f16"), _mma("m16n8k16", "bf16")
+mma_tf32 = _mma("m16n8k8", "tf32")

@@ -10,10 +10,10 @@ what it has kernels for; what a kernel cannot take goes to `super()`, on the sam
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from gpuconv.reference.loss import Loss
 from gpuconv.reference.norm import Norm
 from gpuconv.reference.pool import Pool
 from gpuconv.reference.step import Step
+from gpuconv.shapes import ConvSpec
 
 Array = Any  # numpy.ndarray, cupy.ndarray, or an array of whatever module a Backend was given
 BACKENDS = ("numpy", "emulated", "cuda")
@@ -40,12 +41,25 @@ class Backend(Conv, Pool, Norm, Loss, Step):
     nothing is mutated but by the `*_step` methods; a result keeps the memory format of its input.
     """
 
+    number = 0  # which of its devices is the current one
+
     def __init__(self, xp: Any, name: str) -> None:
         self.xp = xp
         self.name = name
+        self.calls: dict[Any, Any] = {}  # the convolutions that `ops.conv` knows
 
     def __repr__(self) -> str:
         return f"Backend({self.name!r})"
+
+    def prepared(
+        self, which: str, spec: ConvSpec, algo: str, a: Array, b: Array, bias: Array | None = None
+    ) -> Callable[..., Array]:
+        """What computes pass `which` ("conv", "conv_grad_input", "conv_grad_weight") again.
+
+        It takes arrays of the same shapes, strides and dtypes as these, on the same device.
+        """
+        method: Callable[..., Array] = getattr(self, which)
+        return partial(method, spec, algo=algo)
 
     def asarray(self, array: Any, dtype: Any = None) -> Array:
         """`array` (of this device, the host, or a list) on this device, copied only if needed."""
@@ -110,7 +124,7 @@ def backend_of(*arrays: Array) -> Backend:
             mine = chosen
         elif isinstance(array, np.ndarray):
             mine = host_backend()
-        elif type(array).__module__.partition(".")[0] == "cupy":
+        elif _is_cupy(array):
             mine = get_backend("cuda")
         else:
             raise DtypeError(
@@ -128,12 +142,30 @@ def backend_of(*arrays: Array) -> Backend:
 
 def is_array(value: Any) -> bool:
     """True for an array that some backend computes on as it is."""
+    if isinstance(value, np.ndarray) or _is_cupy(value):
+        return True
     chosen = _chosen.get()
-    return (
-        isinstance(value, np.ndarray)
-        or type(value).__module__.partition(".")[0] == "cupy"
-        or (chosen is not None and isinstance(value, chosen.xp.ndarray))
-    )
+    return chosen is not None and isinstance(value, chosen.xp.ndarray)
+
+
+def plain_backend(value: Any) -> Backend | None:
+    """The backend of an array of just its library's type; None for anything else."""
+    kind, chosen = type(value), _chosen.get()
+    if chosen is not None and kind is chosen.xp.ndarray:
+        return chosen
+    if kind is np.ndarray:
+        return host_backend()
+    be = get_backend("cuda") if _is_cupy(value) else None
+    return be if be is not None and kind is be.xp.ndarray else None
+
+
+def _is_cupy(value: Any) -> bool:
+    return _library(value.__class__) == "cupy"
+
+
+@cache
+def _library(kind: Any) -> str:
+    return str(kind.__module__.partition(".")[0])
 
 
 def from_foreign(value: Any) -> Array:

@@ -5,9 +5,11 @@ is what happens. No GPU is needed; registers, and with them occupancy, come from
 it is installed, else from the kernels' launch bounds.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,20 @@ class Launch:
     max_warps: int
     waves: float
 
+    @property
+    def occupancy(self) -> str:
+        """In words."""
+        if not self.exact:
+            return (
+                f"at most {self.registers} registers, so at least {_count(self.blocks_per_sm)} an "
+                f"SM; the compiler would say how many (extra cuda13)"
+            )
+        waves = f"{self.waves:.2f} waves" if self.waves >= 0.1 else "a part of one wave"
+        return (
+            f"{self.registers} registers, {_count(self.blocks_per_sm)} and {self.warps_per_sm} of "
+            f"{self.max_warps} warps an SM, {waves}"
+        )
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -63,26 +79,25 @@ class Explanation:
 
     def __str__(self) -> str:
         shape = f"{self.spec.x_shape} * {self.spec.w_shape} -> {self.spec.y_shape}"
-        lines = [
-            f"conv2d {self.which}: {shape}, {self.dtype}, {self.memory_format}",
-            f"  algorithm    {self.algorithm}: {self.why}",
-            *([f"  tile         {self.tile}"] if self.tile else []),
-            f"  work         {self.flops / 1e9:.4g} GFLOP, at least {self.bytes / 1e6:.4g} MB",
-            f"  roofline     {self.bound}-bound on {self.gpu}: at least "
-            f"{self.least_seconds * 1e6:.3g} us (data sheet, not measured)",
-            f"  determinism  {self.determinism}",
-        ]
+        facts = [
+            ("algorithm", f"{self.algorithm}: {self.why}"),
+            ("tile", self.tile),
+            ("work", f"{_si(self.flops)}FLOP, at least {_si(self.bytes)}B of memory traffic"),
+            ("roofline", f"{self.bound}-bound: at least {_si(self.least_seconds)}s on {self.gpu}, "
+             "by its data sheet; nothing was measured"),
+            ("determinism", self.determinism),
+        ]  # fmt: skip
         for one in self.launches:
             grid = " x ".join(map(str, one.grid))
-            about = "" if one.exact else "at most "
-            lines.append(
-                f"  launch       {one.kernel}: grid {grid} of {one.threads} threads, "
-                f"{one.shared} B shared, {about}{one.registers} registers"
-            )
-            lines.append(
-                f"               {one.blocks_per_sm} blocks and {one.warps_per_sm} of "
-                f"{one.max_warps} warps an SM, {one.waves:.2f} waves"
-            )
+            facts.append(
+                ("launch", f"{one.kernel}: grid {grid} of {one.threads} threads, {one.shared} B "
+                 f"shared; {one.occupancy}")
+            )  # fmt: skip
+        lines = [f"conv2d {self.which}: {shape}, {self.dtype}, {self.memory_format}"]
+        for name, text in facts:
+            if text:
+                start = f"  {name:13}"
+                lines += wrap(text, 80, initial_indent=start, subsequent_indent=" " * len(start))
         return "\n".join(lines)
 
 
@@ -99,6 +114,16 @@ class Recorder:
     def prepare(self, kernel: Any, grid: tuple[int, int, int], *_: Any, **__: Any) -> Any:
         self.launches.append((kernel, grid))
         return lambda *arrays: None
+
+    def sequence(self, plan: Any) -> Any:
+        self.launches += [(kernel, grid) for kernel, grid, *_ in plan]
+        return lambda *arrays: None
+
+    def maker(self, *_: Any) -> Any:
+        return lambda: None
+
+    def aligned(self, *_: Any) -> bool:
+        return True
 
 
 def conv2d(
@@ -121,17 +146,19 @@ def conv2d(
 
     Shapes and options as in `conv2d`; `which` is "forward", "grad_input" or "grad_weight",
     `channels_last` the memory format of the images. Raises ArgumentError for what `conv2d` would
-    not compute, and for an unknown `arch`. FLOPs count a multiply-add as two; bytes are the least
-    there can be, every array read or written once.
+    not compute, and for an unknown `arch`. FLOPs count a multiply-add as two, padding included;
+    bytes are the least there can be, every number that is needed read or written once.
     """
     from gpuconv.cuda import CudaBackend
     from gpuconv.cuda.conv import PASSES, choose
+    from gpuconv.ops.conv import check_rank
     from gpuconv.study import occupancy
 
     if arch not in GPUS:
         raise ArgumentError(f"explain: arch={arch!r} is unknown; use one of {', '.join(GPUS)}")
     if which not in PASSES:
         raise ArgumentError(f"explain: which={which!r} is no pass; use one of {', '.join(PASSES)}")
+    check_rank("explain", 2, x_shape, weight_shape)
     try:
         kind = np.dtype(dtype)
     except TypeError:
@@ -164,7 +191,8 @@ def conv2d(
             )
         )
     rate = 2e9 * sms * lanes * gigahertz * (1 if kind.itemsize == 4 else 0.5)
-    computing, moving = spec.flops / rate, spec.bytes(kind.itemsize) / (1e9 * gigabytes)
+    traffic = spec.bytes(kind.itemsize, whole=which == "grad_input")
+    computing, moving = spec.flops / rate, traffic / (1e9 * gigabytes)
     return Explanation(
         which=which,
         spec=spec,
@@ -175,12 +203,24 @@ def conv2d(
         tile=_tiles(choice),
         launches=tuple(launches),
         flops=spec.flops,
-        bytes=spec.bytes(kind.itemsize),
+        bytes=traffic,
         bound="compute" if computing > moving else "memory",
         least_seconds=max(computing, moving),
         gpu=f"{name} ({sms} SMs)",
         determinism=_determinism(choice.algorithm, choice.tiles),
     )
+
+
+def _si(value: float) -> str:
+    """Three digits and a prefix: 7.4 G, 12.3 k, 45.6 u."""
+    if not value:
+        return "0 "
+    place = max(-4, min(4, math.floor(math.log10(value) / 3)))
+    return f"{value / 1000**place:.3g} {'pnum kMGT'[place + 4].strip()}"
+
+
+def _count(blocks: int) -> str:
+    return "1 block" if blocks == 1 else f"{blocks} blocks"
 
 
 def _tiles(choice: Any) -> str:
@@ -203,7 +243,7 @@ def _registers(kernel: Any, arch: str) -> tuple[int, bool]:
 
 def _determinism(algorithm: str, tiles: tuple[Any, ...]) -> str:
     if algorithm in ("gemm", "im2col"):
-        return "the library's sums are; the matrix product is as deterministic as cuBLAS"
+        return "the library's own sums are; the matrix product is as deterministic as cuBLAS"
     if any(splits > 1 for _, splits in tiles):
         return (
             "the same bits every time on one kind of GPU: parts are added up in order, and how "

@@ -6,8 +6,9 @@ three spatial axes alike. A spec is immutable and hashable, and the same argumen
 object.
 """
 
+import marshal
 import operator
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -41,6 +42,9 @@ class ConvSpec:
     padding_mode: str
     y_shape: Ints
 
+    def __hash__(self) -> int:
+        return hash((self.x_shape, self.w_shape))  # nearly all; plans are looked up by specs
+
     @property
     def nd(self) -> int:
         """The number of spatial axes."""
@@ -67,9 +71,26 @@ class ConvSpec:
         """Two a multiply-accumulate; the two gradients cost the same again, each."""
         return 2 * self.macs
 
-    def bytes(self, itemsize: int = 4) -> int:
-        """The least memory traffic: input and weight read once, output written once."""
-        return itemsize * (prod(self.x_shape) + prod(self.w_shape) + prod(self.y_shape))
+    def bytes(self, itemsize: int = 4, whole: bool = False) -> int:
+        """The least memory traffic: weight and used input read once, output written once.
+
+        `whole` counts the input's unused pixels too: its gradient has them.
+        """
+        used = self.x_shape[2:] if whole else map(self._used, range(self.nd))
+        pixels = prod(self.x_shape[:2]) * prod(used)
+        return itemsize * (pixels + prod(self.w_shape) + prod(self.y_shape))
+
+    def _used(self, axis: int) -> int:
+        """How many rows of the input along `axis` some window has in it."""
+        n, (before, _) = self.x_shape[2 + axis], self.padding[axis]
+        if self.stride[axis] <= self.kernel[axis] and self.dilation[axis] == 1:
+            reach = (self.y_shape[2 + axis] - 1) * self.stride[axis] + self.kernel[axis] - before
+            return min(n, reach)
+        taps = range(0, self.kernel[axis] * self.dilation[axis], self.dilation[axis])
+        starts = range(
+            -before, self.y_shape[2 + axis] * self.stride[axis] - before, self.stride[axis]
+        )
+        return len({row for start in starts for tap in taps if 0 <= (row := start + tap) < n})
 
     @staticmethod
     def infer(
@@ -87,14 +108,8 @@ class ConvSpec:
         "same": output size ceil(in / stride), and of an odd total the extra row goes to the end
         (TensorFlow's rule). Raises ArgumentError for everything that cannot be computed.
         """
-        return _infer_conv(
-            _frozen(x_shape),
-            _frozen(w_shape),
-            _frozen(stride),
-            _frozen(padding),
-            _frozen(dilation),
-            groups,
-            _frozen(padding_mode),
+        return _known(
+            _infer_conv, x_shape, w_shape, stride, padding, dilation, groups, padding_mode
         )
 
     @staticmethod
@@ -114,15 +129,8 @@ class ConvSpec:
         `x_shape` is the transposed convolution's output (N, K, (in-1)*stride - before - after +
         dilation*(kernel-1) + 1 + output_padding).
         """
-        return _infer_transposed(
-            _frozen(x_shape),
-            _frozen(w_shape),
-            _frozen(stride),
-            _frozen(padding),
-            _frozen(output_padding),
-            _frozen(dilation),
-            groups,
-        )
+        options = stride, padding, output_padding, dilation, groups
+        return _known(_infer_transposed, x_shape, w_shape, *options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,19 +180,55 @@ class PoolSpec:
         `op` is what errors call it. Padding must be smaller than the (dilated) kernel, so that
         every window meets the image.
         """
-        return _infer_pool(
-            _frozen(x_shape),
-            _frozen(kernel),
-            _frozen(stride),
-            _frozen(padding),
-            _frozen(dilation),
-            bool(ceil_mode),
-            nd,
-            op,
-        )
+        options = kernel, stride, padding, dilation, bool(ceil_mode), nd, op
+        return _known(_infer_pool, x_shape, *options)
 
 
-@lru_cache(maxsize=4096, typed=True)
+def fingerprint(*arguments: Any) -> bytes | None:
+    """The same bytes for the same `plain` arguments, and for no others; None for some others.
+
+    As keys of a dictionary, 1 and 1.0 would be the same, and lists would be none.
+    """
+    try:
+        return marshal.dumps(arguments, 2)  # version 3 depends on who else refers to an object
+    except ValueError:
+        return None
+
+
+def plain(value: Any) -> bool:
+    """True for numbers and strings of Python, None, and tuples and lists of such."""
+    if type(value) in (tuple, list):
+        return all(plain(v) for v in value)
+    return type(value) in (int, float, bool, str, type(None))
+
+
+def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
+    """memory[key] = value, for as many keys as a program should have; then it begins anew."""
+    if len(memory) >= 4096:
+        memory.clear()
+    memory[key] = value
+
+
+_specs: dict[Any, Any] = {}
+
+
+def _known(infer: Callable[..., Any], *arguments: Any) -> Any:
+    """infer(*arguments), looked up if it was asked for before; equal specs are one object."""
+    key = infer, fingerprint(*arguments)
+    spec = _specs.get(key)
+    if spec is None:
+        spec = _first(infer(*(_frozen(value) for value in arguments)))
+        if plain(arguments):
+            remember(_specs, key, spec)
+    return spec
+
+
+@lru_cache(maxsize=4096)
+def _first(spec: Any) -> Any:
+    """The first of all specs that equal this one."""
+    return spec
+
+
 def _infer_conv(
     x_shape: Ints,
     w_shape: Ints,
@@ -229,7 +273,6 @@ def _infer_conv(
     return ConvSpec(x_shape, w_shape, strides, pads, dilations, groups, padding_mode, y_shape)
 
 
-@lru_cache(maxsize=4096, typed=True)
 def _infer_transposed(
     x_shape: Ints,
     w_shape: Ints,
@@ -283,7 +326,6 @@ def _infer_transposed(
     return ConvSpec(y_shape, w_shape, strides, pads, dilations, groups, "zeros", x_shape)
 
 
-@lru_cache(maxsize=4096, typed=True)
 def _infer_pool(
     x_shape: Ints,
     kernel: Any,

@@ -10,10 +10,11 @@ import pytest
 
 import gpuconv as gc
 from gpuconv import ops
-from gpuconv.backends import get_backend
+from gpuconv.backends import Backend, get_backend
 from gpuconv.errors import ArgumentError, DtypeError
 from gpuconv.reference.conv import is_channels_last, tiles
 from gpuconv.shapes import PADDING_MODES, ConvSpec
+from tests.strict import strict
 
 
 def six_loops(
@@ -304,3 +305,55 @@ def test_mixed_dtypes_are_refused() -> None:
         gc.conv2d(X.astype(np.int64), W)
     with pytest.raises(DtypeError, match="list is neither an array nor"):
         gc.conv2d([[1.0]], W)
+
+
+PASSES: dict[str, Any] = {
+    "conv": lambda x, w, b, gy, **options: gc.conv2d(x, w, b, **options),
+    "grad_input": lambda x, w, b, gy, **o: gc.conv2d_grad_input(gy, w, X.shape, **o),
+    "grad_weight": lambda x, w, b, gy, **o: gc.conv2d_grad_weight(gy, x, W.shape, **o),
+}
+
+
+def arrays_of(rng: np.random.Generator) -> list[np.ndarray]:
+    shapes = X.shape, W.shape, W.shape[:1], ConvSpec.infer(X.shape, W.shape).y_shape
+    return [rng.standard_normal(shape) for shape in shapes]
+
+
+@pytest.mark.parametrize("which", PASSES)
+def test_a_repeated_call_is_checked_and_computed_as_the_first(
+    rng: np.random.Generator, which: str
+) -> None:
+    compute, arrays, others = PASSES[which], arrays_of(rng), arrays_of(rng)
+    first, other = compute(*arrays), compute(*others)
+    np.testing.assert_array_equal(compute(*arrays), first)
+    np.testing.assert_array_equal(compute(*others), other)
+    single = [a.astype(np.float32) for a in arrays]
+    assert compute(*single).dtype == np.float32
+    with pytest.raises(DtypeError, match="mixed"):
+        compute(arrays[0], single[1], None, single[3] if which == "grad_weight" else arrays[3])
+    turned = [np.asfortranarray(a) for a in arrays]
+    np.testing.assert_allclose(compute(*turned), first, rtol=0, atol=1e-12)
+    for wrong in ({"stride": 1.0}, {"padding": (0, 0.0)}, {"groups": 1.0}, {"algo": "fft"}):
+        with pytest.raises(ArgumentError):
+            compute(*arrays, **wrong)
+    wrapped = gc.tensor(arrays[0]), gc.tensor(arrays[1]), None, gc.tensor(arrays[3])
+    assert isinstance(compute(*wrapped), gc.Tensor)
+    with gc.backend(Backend(strict, "strict")):
+        on_strict = compute(*(strict.asarray(a) for a in arrays))
+        np.testing.assert_array_equal(on_strict.get(), first)
+        np.testing.assert_array_equal(compute(*arrays), first)
+
+
+def test_lists_count_for_what_is_in_them_now() -> None:
+    padding = [1, 1]
+    assert gc.conv2d(X, W, padding=padding).shape[2:] == (5, 5)
+    padding[0] = 0
+    assert gc.conv2d(X, W, padding=padding).shape[2:] == (3, 5)
+
+
+def test_the_block_decides_for_known_calls_too() -> None:
+    gc.conv2d(X, W)
+    with gc.backend(Backend(np, "other")) as be:
+        be.conv = lambda *args, **kwargs: "other"  # type: ignore[method-assign]
+        assert gc.conv2d(X, W) == gc.conv2d(X, W) == "other"
+    assert gc.conv2d(X, W).shape == (1, 6, 3, 3)

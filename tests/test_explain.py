@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import gpuconv as gc
+from gpuconv import explain
 from gpuconv.errors import ArgumentError
+from gpuconv.shapes import ConvSpec
 
 PASSES = ("forward", "grad_input", "grad_weight")
 
@@ -34,9 +36,10 @@ def test_algorithms(x: Any, w: Any, options: dict[str, Any], algorithm: str, whi
     assert said.flops == said.spec.flops
     assert all(launch.blocks_per_sm > 0 and launch.waves > 0 for launch in said.launches)
     text = str(said)
-    for part in (which, algorithm, said.why, "GFLOP", "roofline", "H100", "determinism"):
+    for part in (which, algorithm, "FLOP", "roofline", "H100", "determinism"):
         assert part in text
-    assert max(map(len, text.splitlines())) < 240
+    assert " ".join(said.why.split()) in " ".join(text.split())
+    assert max(map(len, text.splitlines()[1:])) <= 80
 
 
 def test_roofline_by_hand() -> None:
@@ -49,6 +52,33 @@ def test_roofline_by_hand() -> None:
     assert thin.bytes == 4 * (2 * 64 * 2 * 64 * 64 + 4)
     assert thin.bound == "memory"
     assert thin.least_seconds == pytest.approx(thin.bytes / 3350e9)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "options"),
+    [
+        ((1, 1, 56, 9), (1, 1, 1, 2), {"stride": 4}),
+        ((1, 1, 32, 33), (1, 1, 11, 3), {"stride": 4, "padding": ((2, 0), (1, 3))}),
+        ((1, 1, 9, 8), (1, 1, 3, 2), {"stride": 5, "padding": 1, "dilation": 2}),
+        ((1, 1, 4, 4), (1, 1, 2, 2), {"padding": 5}),
+    ],
+)
+def test_bytes_count_the_pixels_that_are_read(x: Any, w: Any, options: dict[str, Any]) -> None:
+    spec = ConvSpec.infer(x, w, **options)
+    image = np.zeros(spec.x_shape)
+    gx = gc.conv2d_grad_input(np.ones(spec.y_shape), np.ones(w), x, **options)
+    image[gx > 0] = 1
+    others = 2 * np.prod(w[2:]) + 2 * np.prod(spec.y_shape)
+    assert spec.bytes(1) * 2 == 2 * image.sum() + others
+    assert spec.bytes(1, whole=True) * 2 == 2 * np.prod(x) + others
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0 "), (68, "68 "), (7.4e9, "7.4 G"), (2.03e-11, "20.3 p"), (0.5, "500 m")],
+)
+def test_numbers_have_prefixes(value: float, said: str) -> None:
+    assert explain._si(value) == said
 
 
 def test_parts_are_said_to_depend_on_the_gpu() -> None:

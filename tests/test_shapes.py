@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpuconv.errors import ArgumentError
-from gpuconv.shapes import ConvSpec, PoolSpec
+from gpuconv.shapes import ConvSpec, PoolSpec, fingerprint
 
 
 def count_windows(n: int, lo: int, hi: int, reach: int, stride: int) -> int:
@@ -110,8 +110,31 @@ def test_arguments_may_be_numpy_numbers_and_nothing_unhashable() -> None:
     for arguments in ({"padding": {1}}, {"padding_mode": ["zeros"]}, {"stride": {"a": 1}}):
         with pytest.raises(ArgumentError):
             ConvSpec.infer(x, w, **arguments)
+    assert ConvSpec.infer(x, w, 1, 1) is ConvSpec.infer(x, w, (1, 1), ((1, 1), (1, 1)))
     with pytest.raises(ArgumentError, match="must be integers"):
         ConvSpec.infer((1, 2, 5.0, 5), w)
+    for options in ((1.0, 1), (1, 1.0), ((1, 1.0), 1), (1, ((1, 1), (1, 1.0)))):
+        with pytest.raises(ArgumentError, match="must be an integer"):
+            ConvSpec.infer(x, w, *options)
+
+
+def test_lists_count_for_what_is_in_them_now() -> None:
+    stride = [1, 1]
+    x, w = (1, 2, 5, 5), (3, 2, 3, 3)
+    assert ConvSpec.infer(x, w, stride).y_shape == (1, 3, 3, 3)
+    stride[0] = 2
+    assert ConvSpec.infer(x, w, stride).y_shape == (1, 3, 2, 3)
+
+
+def test_bytes_are_no_numbers() -> None:
+    """NumPy's numbers are known by their bytes; others may have the same."""
+    x, w = (1, 2, 5, 5), (3, 2, 3, 3)
+    pair, number, tiny = np.int8([2, 1]), np.int16(258), np.float16(1.54e-5)
+    assert fingerprint(pair) == fingerprint(number) == fingerprint(tiny)
+    assert ConvSpec.infer(x, w, 1, pair).padding == ((2, 2), (1, 1))
+    assert ConvSpec.infer(x, w, 1, number).padding == ((258, 258), (258, 258))
+    with pytest.raises(ArgumentError, match="must be an integer"):
+        ConvSpec.infer(x, w, 1, tiny)
 
 
 def test_transposed_same_and_output_padding_exclude_each_other() -> None:

@@ -12,7 +12,7 @@ from gpuconv.cuda.conv import CudaConv
 from gpuconv.cuda.pool import CudaPool
 from gpuconv.cuda.train import CudaTrain
 from gpuconv.reference.conv import is_channels_last
-from gpuconv.shapes import Ints
+from gpuconv.shapes import Ints, remember
 
 
 class CudaBackend(CudaConv, CudaPool, CudaTrain, Backend):
@@ -24,12 +24,18 @@ class CudaBackend(CudaConv, CudaPool, CudaTrain, Backend):
         self._plans: dict[Any, Any] = {}
         self._conv_plans = {}
 
+    @property
+    def number(self) -> int:  # type: ignore[override]
+        number: int = self.device.number
+        return number
+
     def plan(self, make: Callable[..., Any], *key: Any) -> Any:
         """make(device, *key), made once for each device and key."""
         full = make, self.device.number, *key
         found = self._plans.get(full)
         if found is None:
-            found = self._plans[full] = make(self.device, *key)
+            found = make(self.device, *key)
+            remember(self._plans, full, found)
         return found
 
     def dense(self, x: Array) -> tuple[Array, bool]:
@@ -38,20 +44,22 @@ class CudaBackend(CudaConv, CudaPool, CudaTrain, Backend):
         It is copied only if it is neither.
         """
         if x.flags.c_contiguous:
-            return self.aligned(x), False
+            return self.settled(x), False
         if is_channels_last(x):
-            if self.device.aligned(x):
-                return x, True
-            y = self.empty_like_format(x, x.shape, x.dtype)
-            y[...] = x
-            return y, True
+            return self.settled(x), True
         return self.xp.ascontiguousarray(x), False
 
-    def aligned(self, x: Array) -> Array:
-        """x contiguous, at a multiple of 16 bytes: a part of an array may not be, and is copied."""
-        if not x.flags.c_contiguous:
-            return self.xp.ascontiguousarray(x)
-        return x if self.device.aligned(x) else x.copy()
+    def settled(self, x: Array) -> Array:
+        """x, dense in its format, at a multiple of 16 bytes: a part of an array may not be."""
+        if self.device.aligned(x):
+            return x
+        y = self.empty_like_format(x, x.shape, x.dtype)
+        y[...] = x
+        return y
+
+    def contiguous(self, x: Array | None) -> Array | None:
+        """x, copied only if it is not contiguous."""
+        return x if x is None or x.flags.c_contiguous else self.xp.ascontiguousarray(x)
 
     def empty_like_format(self, x: Array, shape: Ints, dtype: Any) -> Array:
         if not is_channels_last(x):

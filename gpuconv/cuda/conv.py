@@ -12,14 +12,14 @@ direct a model of the time says. Nothing is timed, so the choice is the same eve
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from math import prod
 from typing import Any
 
 from gpuconv.errors import ArgumentError
 from gpuconv.kernels.cuda import depthwise, depthwise_weight, direct, product, weight
-from gpuconv.reference.conv import Conv
-from gpuconv.shapes import ConvSpec
+from gpuconv.reference.conv import Conv, is_channels_last
+from gpuconv.shapes import ConvSpec, remember
 
 Array = Any
 ALGORITHMS = ("gemm", "depthwise", "tiled", "direct", "im2col")
@@ -113,7 +113,8 @@ class CudaConv(Conv):
 
     device: Any
     dense: Any  # of CudaBackend
-    aligned: Any
+    settled: Any
+    contiguous: Any
     _conv_plans: dict[Any, Callable[..., Array]]
 
     def conv(
@@ -129,16 +130,34 @@ class CudaConv(Conv):
     ) -> Array:
         x, last = self.dense(x)
         key = spec, x.dtype, last, b is not None, add is not None, relu, algo
-        return self._planned(CudaConv._forward, key)(x, w, b, add)
+        plan = self._planned(CudaConv._forward, key)
+        return plan(x, self.contiguous(w), self.contiguous(b), add)
 
     def conv_grad_input(self, spec: ConvSpec, gy: Array, w: Array, *, algo: str = "auto") -> Array:
         gy, last = self.dense(gy)
-        return self._planned(CudaConv._grad_input, (spec, gy.dtype, last, algo))(gy, w)
+        plan = self._planned(CudaConv._grad_input, (spec, gy.dtype, last, algo))
+        return plan(gy, self.contiguous(w))
 
     def conv_grad_weight(self, spec: ConvSpec, gy: Array, x: Array, *, algo: str = "auto") -> Array:
         (gy, gy_last), (x, last) = self.dense(gy), self.dense(x)
         key = spec, x.dtype, last, gy_last, algo
         return self._planned(CudaConv._grad_weight, key)(gy, x)
+
+    def prepared(
+        self, which: str, spec: ConvSpec, algo: str, a: Array, b: Array, bias: Array | None = None
+    ) -> Callable[..., Array]:
+        last, b_last = is_channels_last(a), is_channels_last(b)
+        images = which == "conv_grad_weight"  # both of them
+        ready = (a.flags.c_contiguous or last) and (b.flags.c_contiguous or (images and b_last))
+        if not ready or (bias is not None and not bias.flags.c_contiguous):
+            method: Callable[..., Array] = getattr(self, which)  # which copies them first
+            return partial(method, spec, algo=algo)
+        if images:
+            return self._planned(CudaConv._grad_weight, (spec, a.dtype, b_last, last, algo))
+        if which == "conv_grad_input":
+            return self._planned(CudaConv._grad_input, (spec, a.dtype, last, algo))
+        key = spec, a.dtype, last, bias is not None, False, False, algo
+        return self._planned(CudaConv._forward, key)
 
     def record(
         self, which: str, spec: ConvSpec, dtype: Any, last: bool, bias: bool, algo: str
@@ -158,19 +177,22 @@ class CudaConv(Conv):
         full = self.device.number, make, key
         plan = self._conv_plans.get(full)
         if plan is None:
-            plan = self._conv_plans[full] = make(self, *key)
+            plan = make(self, *key)
+            remember(self._conv_plans, full, plan)
         return plan
 
     def _forward(
         self, spec: ConvSpec, dtype: Any, last: bool, bias: bool, add: bool, relu: bool, algo: str
     ) -> Callable[..., Array]:
-        """The plan of `conv`: (x, w, b, add) -> y, x dense."""
+        """The plan of `conv`: (x, w, b, add) -> y, x in its format, w and b contiguous."""
         choice = choose(spec, dtype, "forward", self.device.sms, algo)
         base: Any = super()
         if choice.algorithm == "im2col":
-            return lambda x, w, b, add: base.conv(spec, x, w, b, add=add, relu=relu)
+            return lambda x, w, b, add=None: base.conv(spec, x, w, b, add=add, relu=relu)
         if choice.algorithm == "gemm":
-            return lambda x, w, b, add: self._epilogue(self._gemm(spec, x, w, last), b, add, relu)
+            return lambda x, w, b, add=None: self._epilogue(
+                self._gemm(spec, x, w, last), b, add, relu
+            )
         if choice.algorithm == "depthwise":
             run = depthwise.forward(self.device, spec, dtype, last, bias, relu and not add)
         elif choice.algorithm == "tiled":
@@ -178,21 +200,24 @@ class CudaConv(Conv):
         else:
             run = direct.forward(self.device, spec, dtype, last, bias, add, relu)
         fused = choice.algorithm != "depthwise"
+        new, aligned = self.device.maker(spec.y_shape, dtype, last), self.device.aligned
 
-        def conv(x: Array, w: Array, b: Array | None, add: Array | None) -> Array:
-            y = self.empty_like_format(x, spec.y_shape, dtype)
+        def conv(x: Array, w: Array, b: Array | None, add: Array | None = None) -> Array:
+            if not aligned(x, w):
+                x, w = self.settled(x), self.settled(w)
+            y = new()
             if not fused:
-                run(x, self.aligned(w), b, y)
+                run(x, w, b, y)
                 return y if add is None else self._epilogue(y, None, add, relu)
             if add is not None:
                 add = self._like(y, add, last)
-            run(x, self.aligned(w), b, add, y)
+            run(x, w, b, add, y)
             return y
 
         return conv
 
     def _grad_input(self, spec: ConvSpec, dtype: Any, last: bool, algo: str) -> Any:
-        """The plan of `conv_grad_input`: (gy, w) -> gx, gy dense."""
+        """The plan of `conv_grad_input`: (gy, w) -> gx, gy in its format, w contiguous."""
         if spec.padding_mode != "zeros":
             # The gradient of the padded image first; folding it back is array code.
             whole, pads, mode = _padded(spec), spec.padding, spec.padding_mode
@@ -212,9 +237,13 @@ class CudaConv(Conv):
         else:
             run = direct.grad_input(self.device, spec, dtype, last)
 
+        new, aligned = self.device.maker(spec.x_shape, dtype, last), self.device.aligned
+
         def grad_input(gy: Array, w: Array) -> Array:
-            gx = self.empty_like_format(gy, spec.x_shape, dtype)
-            run(gy, self.aligned(w), gx)
+            if not aligned(gy, w):
+                gy, w = self.settled(gy), self.settled(w)
+            gx = new()
+            run(gy, w, gx)
             return gx
 
         return grad_input
@@ -222,7 +251,7 @@ class CudaConv(Conv):
     def _grad_weight(
         self, spec: ConvSpec, dtype: Any, last: bool, gy_last: bool, algo: str
     ) -> Callable[..., Array]:
-        """The plan of `conv_grad_weight`: (gy, x) -> gw, both dense."""
+        """The plan of `conv_grad_weight`: (gy, x) -> gw, each in its format."""
         choice = choose(spec, dtype, "grad_weight", self.device.sms, algo)
         base: Any = super()
         if choice.algorithm == "im2col":
@@ -236,8 +265,12 @@ class CudaConv(Conv):
         else:
             run = direct.grad_weight(self.device, spec, dtype, last, gy_last)
 
+        new, aligned = self.device.maker(spec.w_shape, dtype, False), self.device.aligned
+
         def grad_weight(gy: Array, x: Array) -> Array:
-            gw = self.device.empty(spec.w_shape, dtype)
+            if not aligned(gy, x):
+                gy, x = self.settled(gy), self.settled(x)
+            gw = new()
             run(gy, x, gw)
             return gw
 

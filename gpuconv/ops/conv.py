@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpuconv.autograd import Function
-from gpuconv.backends import Array, Backend
+from gpuconv.backends import Array, Backend, plain_backend
 from gpuconv.errors import ArgumentError
 from gpuconv.ops.dtypes import check_dtypes
 from gpuconv.ops.reduce import row_sums
 from gpuconv.reference.conv import is_channels_last
-from gpuconv.shapes import ConvSpec, IntOrInts, Padding
+from gpuconv.shapes import ConvSpec, IntOrInts, Padding, fingerprint, plain, remember
 
 
 class Conv(Function):
@@ -22,13 +22,23 @@ class Conv(Function):
     `algo` computes y and both gradients.
     """
 
+    spec: ConvSpec
+
     def __init__(self, nd: int, *arguments: Any, algo: str = "auto") -> None:
         self.nd, self.arguments, self.algo = nd, arguments, algo
 
     def forward(self, be: Backend, x: Array, w: Array, b: Array | None) -> Array:
+        key = _key("conv", self.nd, be, x, w, b, self.algo, self.arguments)
+        if (known := be.calls.get(key)) is not None:
+            self.spec, self.macs, compute = known
+            self.keep(x, w)
+            return compute(x, w, b)
         check_dtypes(f"conv{self.nd}d", x=x, weight=w, bias=b)
         self.prepare(x, w, b)
-        return be.conv(self.spec, x, w, b, algo=self.algo)
+        y = be.conv(self.spec, x, w, b, algo=self.algo)
+        if key is not None and plain((self.algo, self.arguments)):
+            _remember(key, "conv", be, self.spec, self.algo, x, w, b)
+        return y
 
     def prepare(self, x: Array, w: Array, b: Array | None) -> None:
         """Check the shapes, and keep what the gradients need."""
@@ -36,6 +46,10 @@ class Conv(Function):
         self.spec = ConvSpec.infer(x.shape, w.shape, *self.arguments)
         self.macs = self.spec.macs
         check_bias(f"conv{self.nd}d", b, w.shape[0])
+        self.keep(x, w)
+
+    def keep(self, x: Array, w: Array) -> None:
+        """Of the arrays, those that the gradients need."""
         self.x = x if self.needs[1] else None
         self.w = w if self.needs[0] else None
 
@@ -183,8 +197,36 @@ def check_gy(op: str, gy: Array, spec: ConvSpec) -> None:
         )
 
 
-def _conv(nd: int, x: Any, weight: Any, bias: Any, algo: str, *arguments: Any) -> Any:
-    return Conv(nd, *arguments, algo=algo).apply(x, weight, bias)
+def _key(
+    which: str, nd: int, be: Backend, a: Any, b: Any, bias: Any, algo: str, options: Any
+) -> Any:
+    """Of a pass over plain arrays of one backend all that decides how it is computed; else None.
+
+    A call whose key is in `be.calls` was checked once, and needs nothing but its launches.
+    """
+    kind = be.xp.ndarray
+    if type(a) is not kind or type(b) is not kind:
+        return None
+    third = None
+    if bias is not None:
+        if type(bias) is not kind:
+            return None
+        third = bias.shape, bias.strides, bias.dtype
+    arrays = a.shape, a.strides, a.dtype, b.shape, b.strides, b.dtype, third
+    return be.number, fingerprint(which, nd, algo, options), arrays
+
+
+def _remember(key: Any, which: str, be: Backend, spec: ConvSpec, algo: str, *arrays: Any) -> None:
+    remember(be.calls, key, (spec, spec.macs, be.prepared(which, spec, algo, *arrays)))
+
+
+def _conv(nd: int, x: Any, weight: Any, bias: Any, algo: str, options: tuple[Any, ...]) -> Any:
+    be = plain_backend(x)
+    if be is not None:
+        known = be.calls.get(_key("conv", nd, be, x, weight, bias, algo, options))
+        if known is not None:
+            return known[2](x, weight, bias)
+    return Conv(nd, *options, algo=algo).apply(x, weight, bias)
 
 
 def conv1d(
@@ -199,7 +241,7 @@ def conv1d(
     algo: str = "auto",
 ) -> Any:
     """As `conv2d`, with one spatial axis: x (N, C, L), weight (K, C/groups, R)."""
-    return _conv(1, x, weight, bias, algo, stride, padding, dilation, groups, padding_mode)
+    return _conv(1, x, weight, bias, algo, (stride, padding, dilation, groups, padding_mode))
 
 
 def conv2d(
@@ -225,7 +267,7 @@ def conv2d(
     mixed dtypes. Source: Dumoulin and Visin, "A guide to convolution arithmetic",
     arXiv 1603.07285.
     """
-    return _conv(2, x, weight, bias, algo, stride, padding, dilation, groups, padding_mode)
+    return _conv(2, x, weight, bias, algo, (stride, padding, dilation, groups, padding_mode))
 
 
 def fused_conv2d(
@@ -262,7 +304,7 @@ def conv3d(
     algo: str = "auto",
 ) -> Any:
     """As `conv2d`, with three spatial axes: x (N, C, D, H, W), weight (K, C/groups, T, R, S)."""
-    return _conv(3, x, weight, bias, algo, stride, padding, dilation, groups, padding_mode)
+    return _conv(3, x, weight, bias, algo, (stride, padding, dilation, groups, padding_mode))
 
 
 def conv_transpose1d(
@@ -327,9 +369,8 @@ def conv1d_grad_input(
     algo: str = "auto",
 ) -> Any:
     """As `conv2d_grad_input`, with one spatial axis."""
-    return _grad_input(
-        1, gy, weight, x_shape, algo, stride, padding, dilation, groups, padding_mode
-    )
+    options = stride, padding, dilation, groups, padding_mode
+    return _gradient("conv_grad_input", 1, gy, weight, x_shape, algo, options)
 
 
 def conv1d_grad_weight(
@@ -344,9 +385,8 @@ def conv1d_grad_weight(
     algo: str = "auto",
 ) -> Any:
     """As `conv2d_grad_weight`, with one spatial axis."""
-    return _grad_weight(
-        1, gy, x, weight_shape, algo, stride, padding, dilation, groups, padding_mode
-    )
+    options = stride, padding, dilation, groups, padding_mode
+    return _gradient("conv_grad_weight", 1, gy, x, weight_shape, algo, options)
 
 
 def conv2d_grad_input(
@@ -361,9 +401,8 @@ def conv2d_grad_input(
     algo: str = "auto",
 ) -> Any:
     """gx of `conv2d` ('dgrad'): gy (N, K, P, Q) and weight give (N, C, H, W) = `x_shape`."""
-    return _grad_input(
-        2, gy, weight, x_shape, algo, stride, padding, dilation, groups, padding_mode
-    )
+    options = stride, padding, dilation, groups, padding_mode
+    return _gradient("conv_grad_input", 2, gy, weight, x_shape, algo, options)
 
 
 def conv2d_grad_weight(
@@ -378,9 +417,8 @@ def conv2d_grad_weight(
     algo: str = "auto",
 ) -> Any:
     """gw of `conv2d` ('wgrad'): gy (N, K, P, Q) and x give (K, C/groups, R, S) = `weight_shape`."""
-    return _grad_weight(
-        2, gy, x, weight_shape, algo, stride, padding, dilation, groups, padding_mode
-    )
+    options = stride, padding, dilation, groups, padding_mode
+    return _gradient("conv_grad_weight", 2, gy, x, weight_shape, algo, options)
 
 
 def conv3d_grad_input(
@@ -395,9 +433,8 @@ def conv3d_grad_input(
     algo: str = "auto",
 ) -> Any:
     """As `conv2d_grad_input`, with three spatial axes."""
-    return _grad_input(
-        3, gy, weight, x_shape, algo, stride, padding, dilation, groups, padding_mode
-    )
+    options = stride, padding, dilation, groups, padding_mode
+    return _gradient("conv_grad_input", 3, gy, weight, x_shape, algo, options)
 
 
 def conv3d_grad_weight(
@@ -412,20 +449,24 @@ def conv3d_grad_weight(
     algo: str = "auto",
 ) -> Any:
     """As `conv2d_grad_weight`, with three spatial axes."""
-    return _grad_weight(
-        3, gy, x, weight_shape, algo, stride, padding, dilation, groups, padding_mode
-    )
+    options = stride, padding, dilation, groups, padding_mode
+    return _gradient("conv_grad_weight", 3, gy, x, weight_shape, algo, options)
 
 
-def _grad_input(
-    nd: int, gy: Any, w: Any, x_shape: Sequence[int], algo: str, *arguments: Any
+def _gradient(
+    which: str, nd: int, gy: Any, other: Any, shape: Sequence[int], algo: str, options: Any
 ) -> Any:
-    check_rank(f"conv{nd}d_grad_input", nd, x_shape, w.shape)
-    return ConvGradInput(ConvSpec.infer(x_shape, w.shape, *arguments), algo).apply(gy, w)
-
-
-def _grad_weight(
-    nd: int, gy: Any, x: Any, w_shape: Sequence[int], algo: str, *arguments: Any
-) -> Any:
-    check_rank(f"conv{nd}d_grad_weight", nd, x.shape, w_shape)
-    return ConvGradWeight(ConvSpec.infer(x.shape, w_shape, *arguments), algo).apply(gy, x)
+    """Pass `which` of gy and w (`shape` is that of x) or of gy and x (`shape` is that of w)."""
+    be, key, given = plain_backend(gy), None, (shape, *options)
+    if be is not None:
+        key = _key(which, nd, be, gy, other, None, algo, given)
+        if (known := be.calls.get(key)) is not None:
+            return known[2](gy, other)
+    by_input = which == "conv_grad_input"
+    shapes = (shape, other.shape) if by_input else (other.shape, shape)
+    check_rank(which.replace("conv", f"conv{nd}d"), nd, *shapes)
+    spec = ConvSpec.infer(*shapes, *options)
+    result = (ConvGradInput if by_input else ConvGradWeight)(spec, algo).apply(gy, other)
+    if be is not None and key is not None and plain((algo, given)):
+        _remember(key, which, be, spec, algo, gy, other)
+    return result

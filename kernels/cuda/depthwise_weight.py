@@ -25,6 +25,7 @@ from numba import cuda, types
 from gpuconv.kernels.cuda.compiler import F32, I32, Kernel
 from gpuconv.kernels.cuda.depthwise import THREADS, window_name
 from gpuconv.kernels.cuda.depthwise_axes import axes_of, numbers_of, window_axis
+from gpuconv.kernels.cuda.plan import Plan
 from gpuconv.kernels.cuda.ptx import (
     barrier,
     div,
@@ -178,7 +179,7 @@ def grad_weight(
 ) -> Callable[..., None]:
     """run(gy, x, gw), gy and x each in its own memory format, gw contiguous (K, 1, *kernel).
 
-    For what `depthwise.supports`. The workspace, `slabs` times gw, is the device's.
+    For what `depthwise.supports`.
     """
     axes, k, weights = axes_of(spec), spec.w_shape[0], prod(spec.w_shape)
     u = window_axis(axes, channels_last, WINDOWS)
@@ -200,18 +201,13 @@ def grad_weight(
     numbers.update(total=total, rounds=rounds, tiles=tiles, step_v=places % lines)
     numbers.update(step_tile=places // lines % tiles, step_n=places // lines // tiles)
     grid = chunks * row_groups * slabs, 1, 1
-    run = device.prepare(kernel(*window), grid, **numbers)
-    if slabs == 1:
-        return run
-    sizes = {"total": weights, "slabs": slabs, "K": k, "taps": weights // k}
-    add = device.prepare(SUM, (-(-weights // 8), 1, 1), **sizes)
-
-    def both(gy: Any, x: Any, gw: Any) -> None:
-        part = device.empty((slabs, weights), dtype)
-        run(gy, x, part)
-        add(part, gw)
-
-    return both
+    plan = Plan("gy", "x", "gw")
+    part = plan.own(slabs * weights) if slabs > 1 else "gw"
+    plan.launch(kernel(*window), grid, "gy", "x", part, **numbers)
+    if slabs > 1:
+        sizes = {"total": weights, "slabs": slabs, "K": k, "taps": weights // k}
+        plan.launch(SUM, (-(-weights // 8), 1, 1), part, "gw", **sizes)
+    return device.sequence(plan)
 
 
 def _share(rounds: int, blocks: int, weights: int) -> tuple[int, int]:

@@ -11,11 +11,11 @@ reduce   y = sum of slabs, in order, + bias, + an array, ReLU. A thread a number
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from numba import cuda, types
 
 from gpuconv.kernels.cuda.compiler import F32, I32, Kernel
+from gpuconv.kernels.cuda.plan import Plan
 from gpuconv.kernels.cuda.ptx import barrier, div, i32, lds, load_nc, rem, shared, store, sts
 
 THREADS = 256
@@ -167,7 +167,9 @@ def up(n: int, multiple: int) -> int:
 
 
 def turn(
-    device: Any,
+    plan: Plan,
+    x: str,
+    y: str,
     batch: int,
     rows: int,
     cols: int,
@@ -175,12 +177,13 @@ def turn(
     new_cols: int,
     taps: int = 1,
     inner: int = 0,
-) -> Callable[..., None]:
-    """A launch of `turn` from x (batch, rows, cols) to y (batch, new_cols, new_rows)."""
-    grid = -(-new_cols // 32), -(-new_rows // 32), batch
-    return device.prepare(
+) -> None:
+    """Launch `turn` from x (batch, rows, cols) to y (batch, new_cols, new_rows)."""
+    plan.launch(
         TURN,
-        grid,
+        (-(-new_cols // 32), -(-new_rows // 32), batch),
+        x,
+        y,
         rows=rows,
         cols=cols,
         new_rows=new_rows,
@@ -190,48 +193,48 @@ def turn(
     )
 
 
-def images(
-    device: Any, shape: tuple[int, ...], channels_last: bool
-) -> tuple[int, Callable[[Any], Any]]:
-    """How many channels a channels-last copy of x (N, C, H, W) has, and the copying of x.
+def images(plan: Plan, x: str, shape: tuple[int, ...], channels_last: bool) -> tuple[int, str]:
+    """How many channels a channels-last copy of x (N, C, H, W) has, and the copy, launched.
 
-    With a multiple of 4 channels in channels-last x itself is it. The copy is a new array.
+    With a multiple of 4 channels in channels-last x itself is it.
     """
     n, c, h, w = shape
     wide = up(c, 4)
     if channels_last and wide == c:
-        return c, lambda x: x
+        return c, x
     total = n * h * w * wide
+    copy = plan.own(total)
     if channels_last:
-        run = device.prepare(WIDEN, blocks(total), total=total, C=c, new_c=wide)
+        plan.launch(WIDEN, blocks(total), x, copy, total=total, C=c, new_c=wide)
     else:
-        run = turn(device, n, c, h * w, wide, h * w)
-
-    def copy(x: Any) -> Any:
-        y = device.empty((total,), "float32")
-        run(x, y)
-        return y
-
+        turn(plan, x, copy, n, c, h * w, wide, h * w)
     return wide, copy
 
 
 def reduction(
-    device: Any,
+    plan: Plan,
+    parts: str,
+    b: str | None,
+    add: str | None,
+    y: str,
     total: int,
     slabs: int,
     channels: int,
     inner: int,
-    epilogue: tuple[bool, bool, bool],
-) -> Callable[..., None]:
-    """A launch of `reduce`; the epilogue is whether there is a bias, an array to add, a ReLU."""
-    bias, add, relu = epilogue
-    return device.prepare(
+    relu: bool,
+) -> None:
+    """Launch `reduce`."""
+    plan.launch(
         REDUCE,
         blocks(total),
+        parts,
+        b,
+        add,
+        y,
         total=total,
         slabs=slabs,
-        has_bias=bias,
-        has_add=add,
+        has_bias=b is not None,
+        has_add=add is not None,
         relu=relu,
         channels=channels,
         inner=inner,

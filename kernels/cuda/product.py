@@ -11,6 +11,7 @@ from math import gcd, prod
 from typing import Any
 
 from gpuconv.kernels.cuda.layout import GATHER, blocks, images, reduction, turn, up
+from gpuconv.kernels.cuda.plan import Plan
 from gpuconv.kernels.cuda.ptx import reciprocal
 from gpuconv.kernels.cuda.tiled import CONFIGS, FAR, OLD, STEP, Config, kernel
 
@@ -192,26 +193,24 @@ def forward(
     """
     problem = forward_problem(spec)
     config, splits = tile or choose(problem, device.sms)[:2]
-    _, to_last = images(device, spec.x_shape, channels_last)
-    columns = problem.weight_columns(config)
-    pack = turn(
-        device,
+    plan = Plan("x", "w", "b", "add", "y")
+    _, x = images(plan, "x", spec.x_shape, channels_last)
+    matrix = plan.own(problem.weight_size(config))
+    turn(
+        plan,
+        "w",
+        matrix,
         problem.groups,
         problem.channels,
         prod(spec.w_shape[1:]),
-        columns,
+        problem.weight_columns(config),
         problem.tiles * STEP,
         prod(problem.taps),
         problem.inputs,
     )
-    product = _product(device, problem, config, splits, channels_last, (bias, add, relu))
-
-    def run(x: Any, w: Any, b: Any, add: Any, y: Any) -> None:
-        matrix = device.empty((problem.weight_size(config),), "float32")
-        pack(w, matrix)
-        product(to_last(x), matrix, b, add, y)
-
-    return run
+    arrays = x, matrix, "b" if bias else None, "add" if add else None, "y"
+    _product(device, plan, arrays, problem, config, splits, channels_last, relu)
+    return device.sequence(plan)
 
 
 def grad_input(
@@ -221,17 +220,20 @@ def grad_input(
 
     `tiles` are (Config, splits) for each of `grad_input_problems`, to use instead of `choose`'s.
     """
-    _, to_last = images(device, spec.y_shape, channels_last)
-    parts: list[tuple[Callable[..., None], Callable[..., None], int]] = []
+    plan = Plan("gy", "w", "gx")
+    _, gy = images(plan, "gy", spec.y_shape, channels_last)
     for i, (problem, rows, columns) in enumerate(grad_input_problems(spec)):
         config, splits = tiles[i] if tiles else choose(problem, device.sms)[:2]
         if problem.step != (1, 1):
             splits = 1  # parts are added up as whole images, which a class is not
         size = problem.weight_size(config)
-        if size:
-            pack = device.prepare(
+        matrix = plan.own(max(size, 1))
+        if size:  # else no taps meet this class of pixels: there is nothing to pack
+            plan.launch(
                 GATHER,
                 blocks(size),
+                "w",
+                matrix,
                 total=size,
                 K=spec.w_shape[0] // spec.groups,
                 C=spec.w_shape[1],
@@ -247,48 +249,41 @@ def grad_input(
                 step_r=rows.step,
                 step_s=columns.step,
             )
-        else:
-            pack = _nothing
-        product = _product(device, problem, config, splits, channels_last, (False,) * 3)
-        parts.append((pack, product, size))
-
-    def run(gy: Any, w: Any, gx: Any) -> None:
-        gy = to_last(gy)
-        for pack, product, size in parts:
-            matrix = device.empty((max(size, 1),), "float32")
-            pack(w, matrix)
-            product(gy, matrix, None, None, gx)
-
-    return run
-
-
-def _nothing(*arrays: Any) -> None:
-    """No taps meet this class of pixels: there is nothing to pack."""
+        arrays = gy, matrix, None, None, "gx"
+        _product(device, plan, arrays, problem, config, splits, channels_last)
+    return device.sequence(plan)
 
 
 def _product(
     device: Any,
+    plan: Plan,
+    arrays: tuple[str, str, str | None, str | None, str],
     problem: Problem,
     config: Config,
     splits: int,
     channels_last: bool,
-    epilogue: tuple[bool, bool, bool],
-) -> Callable[..., None]:
-    """run(x, matrix, b, add, y) of a problem, x channels-last, matrix as packed."""
+    relu: bool = False,
+) -> None:
+    """Launch a problem of `arrays` (x, matrix, b, add, y), x channels-last, matrix as packed."""
+    x, matrix, b, add, y = arrays
     p, size = problem, problem.batch * prod(problem.whole) * problem.channels * problem.groups
     channels = p.channels * p.groups
     tiles = -(-p.tiles // splits)
     splits = max(1, -(-p.tiles // max(tiles, 1)))
-    bias, add, relu = epilogue if splits == 1 else (False,) * 3
+    to, end = (y, (b, add, relu)) if splits == 1 else (plan.own(splits * size), (None, None, False))
     c_factor, c_shift = reciprocal(p.inputs)
     s_factor, s_shift = reciprocal(max(p.taps[1], 1))
     across = -(-p.channels // config.bn)
-    conv = device.prepare(
+    plan.launch(
         kernel(config, not channels_last, device.arch not in OLD),
         (-(-p.pixels // config.bm) * across, p.groups, splits),
-        has_bias=bias,
-        has_add=add,
-        relu=relu,
+        x,
+        matrix,
+        *end[:2],
+        to,
+        has_bias=end[0] is not None,
+        has_add=end[1] is not None,
+        relu=end[2],
         vectors=p.channels % 4 == 0,
         slab=size,
         M=p.pixels,
@@ -323,14 +318,6 @@ def _product(
         first_h=p.first[0],
         first_w=p.first[1],
     )
-    if splits == 1:
-        return conv
-    inner = 1 if channels_last else prod(p.whole)
-    finish = reduction(device, size, splits, channels, inner, epilogue)
-
-    def run(x: Any, matrix: Any, b: Any, add: Any, y: Any) -> None:
-        parts = device.empty((splits * size,), "float32")
-        conv(x, matrix, None, None, parts)
-        finish(parts, b, add, y)
-
-    return run
+    if splits > 1:
+        inner = 1 if channels_last else prod(p.whole)
+        reduction(plan, to, b, add, y, size, splits, channels, inner, relu)

@@ -28,6 +28,7 @@ from numba import cuda, types
 
 from gpuconv.kernels.cuda.compiler import F32, I32, Kernel
 from gpuconv.kernels.cuda.layout import SCATTER, blocks, images, up
+from gpuconv.kernels.cuda.plan import Plan
 from gpuconv.kernels.cuda.product import cycles
 from gpuconv.kernels.cuda.ptx import (
     barrier,
@@ -93,8 +94,9 @@ def grad_weight(
 ) -> Callable[..., None]:
     """run(gy, x, gw): gw, contiguous (K, C/groups, R, S), of gy and x in a memory format each."""
     config, splits = tile or choose(spec, device.sms)[:2]
-    x_wide, x_last = images(device, spec.x_shape, channels_last)
-    y_wide, gy_last = images(device, spec.y_shape, gy_channels_last)
+    plan = Plan("gy", "x", "gw")
+    y_wide, gy = images(plan, "gy", spec.y_shape, gy_channels_last)
+    x_wide, x = images(plan, "x", spec.x_shape, channels_last)
     pixels = spec.y_shape[0] * prod(spec.y_shape[2:])
     # With one group the padding channels are columns and rows of their own, of zeros.
     rows = y_wide // spec.groups
@@ -109,9 +111,13 @@ def grad_weight(
     p_factor, p_shift = reciprocal(spec.y_shape[2])
     q_factor, q_shift = reciprocal(spec.y_shape[3])
     size = spec.groups * rows * columns
-    product = device.prepare(
+    parts = plan.own(splits * size)
+    plan.launch(
         kernel(config, device.arch not in OLD),
         (-(-rows // config.bm) * across, spec.groups, splits),
+        gy,
+        x,
+        parts,
         pixels=pixels,
         steps=steps,
         tiles_n=across,
@@ -141,25 +147,20 @@ def grad_weight(
         dil_h=spec.dilation[0],
         dil_w=spec.dilation[1],
     )
-    kept = spec.w_shape[0] // spec.groups
-    finish = device.prepare(
+    plan.launch(
         SCATTER,
         blocks(size),
+        parts,
+        "gw",
         total=size,
         slabs=splits,
         rows=rows,
-        K=kept,
+        K=spec.w_shape[0] // spec.groups,
         C=spec.w_shape[1],
         taps=taps,
         new_c=inputs,
     )
-
-    def run(gy: Any, x: Any, gw: Any) -> None:
-        parts = device.empty((splits * size,), "float32")
-        product(gy_last(gy), x_last(x), parts)
-        finish(parts, gw)
-
-    return run
+    return device.sequence(plan)
 
 
 def _grad_weight(bm: int, bn: int, asynchronous: bool) -> Callable[..., None]:

@@ -1,6 +1,7 @@
 """Launching through CuPy, with the driver's call stubbed: what would reach the driver."""
 
 import ctypes
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,8 +12,10 @@ pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
 
 from gpuconv.cuda import CudaBackend
 from gpuconv.cuda.device import CupyDevice, EmulatedDevice
-from gpuconv.kernels.cuda import direct
+from gpuconv.emulator import CheckFailed
+from gpuconv.kernels.cuda import direct, layout
 from gpuconv.kernels.cuda.compiler import Kernel
+from gpuconv.kernels.cuda.plan import Plan
 from gpuconv.kernels.cuda.tiled import CONFIGS, kernel as tiled_kernel
 
 
@@ -24,6 +27,7 @@ class Driver:
     def __init__(self) -> None:
         self.launches: list[Any] = []
         self.attributes: list[Any] = []
+        self.allocated: list[int] = []
         self.parameters = 0
 
     def funcSetAttribute(self, *arguments: Any) -> None:
@@ -60,14 +64,20 @@ def device(driver: Driver) -> CupyDevice:
     runtime = SimpleNamespace(current=0)
     runtime.getDevice = lambda: runtime.current
     runtime.getDeviceProperties = lambda number: {"multiProcessorCount": 132 - number}
+
+    def alloc(size: int) -> Any:
+        driver.allocated.append(size)
+        return SimpleNamespace(ptr=0x10000 * len(driver.allocated))
+
     cuda = SimpleNamespace(
+        alloc=alloc,
         driver=driver,
         runtime=runtime,
         get_current_stream=lambda: SimpleNamespace(ptr=77),
         Device=lambda number: SimpleNamespace(compute_capability="90"),
         function=SimpleNamespace(Module=Module),
     )
-    return CupyDevice(SimpleNamespace(cuda=cuda, ndarray=np.ndarray, empty=np.empty))
+    return CupyDevice(SimpleNamespace(cuda=cuda, ndarray=np.ndarray))
 
 
 def array(pointer: int) -> Any:
@@ -97,8 +107,69 @@ def test_pointers_and_numbers_reach_the_driver(device: CupyDevice, driver: Drive
     assert [v & 0xFFFFFFFF for v in first.values[1:3]] == [2**32 - 5, half]
     assert (first.values[0], first.values[3], first.values[4]) == (0xA000, 0, 1 << 40)
     assert (second.values[0], second.values[3]) == (0xB000, 0xC000)
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(TypeError, match="kernel a_test is launched with 2 arrays, not 1"):
         run(array(1))
+
+
+def test_a_plan_is_one_allocation_and_its_launches_in_order(
+    device: CupyDevice, driver: Driver
+) -> None:
+    widen, reduce = layout.WIDEN, layout.REDUCE
+    plan = Plan("x", "b", "y")
+    parts, more = plan.own(65), plan.own(1)
+    plan.launch(widen, (2, 1, 1), "x", parts, total=1, C=2, new_c=3)
+    plan.launch(widen, (3, 1, 1), parts, more, total=4, C=5, new_c=6)
+    run = device.sequence(plan)
+    driver.parameters = 5
+    run(array(0xA000), None, array(0xC000))
+    first, second = driver.launches
+    assert (first.grid, second.grid) == ((2, 1, 1), (3, 1, 1))
+    assert first.values == [0xA000, 0x10000, 1, 2, 3]
+    assert second.values == [0x10000, 0x10200, 4, 5, 6]  # after 260 bytes, at a multiple of 256
+    run(array(0xA000), None, array(0xC000))
+    assert driver.launches[-1].values[:2] == [0x20000, 0x20200], "memory was kept between calls"
+    assert driver.allocated == [768, 768]
+
+    plan = Plan("x", "b", "y")
+    numbers = {name: 1 for name, kind in reduce.parameters.items() if not kind.endswith("*")}
+    plan.launch(reduce, (1, 1, 1), "x", "b", None, "y", **numbers)
+    driver.parameters = 4
+    device.sequence(plan)(array(0xA000), None, array(0xC000))
+    assert driver.launches[-1].values == [0xA000, 0, 0, 0xC000]
+    assert len(driver.allocated) == 2
+    with pytest.raises(TypeError, match="kernel layout_reduce takes the arrays parts, b, add, y"):
+        plan.launch(reduce, (1, 1, 1), "x", **numbers)
+
+
+def test_a_plan_on_the_emulator_has_arrays_of_its_own() -> None:
+    """Each of them of its own: what is written past one end is found, and what is not written."""
+    device, x = EmulatedDevice(), np.ones(6, np.float32)
+    plan = Plan("x", "y")
+    wide = plan.own(8)
+    plan.launch(layout.WIDEN, (1, 1, 1), "x", wide, total=8, C=3, new_c=4)
+    plan.launch(layout.WIDEN, (1, 1, 1), wide, "y", total=4, C=4, new_c=2)
+    y = device.empty((4,), "float32")
+    device.sequence(plan)(x, y)
+    np.testing.assert_array_equal(y, 1)
+    plan.launches[0].numbers["total"] = 4
+    device.sequence(plan)(x, y)
+    assert np.isnan(y).tolist() == [False, False, True, True]
+    plan.launches[0].numbers["total"] = 9
+    with pytest.raises(CheckFailed, match="oob"):
+        device.sequence(plan)(x, y)
+
+
+def test_outputs_lie_in_the_format_asked_for(device: CupyDevice) -> None:
+    def ndarray(shape: Any, dtype: Any, memory: Any = None, strides: Any = None) -> Any:
+        assert memory is None or memory.ptr
+        return np.ndarray(shape, dtype, strides=strides)
+
+    device.xp.ndarray = ndarray
+    for shape in (2, 3, 5), (2, 3, 5, 7), (2, 3, 5, 7, 4):
+        for dtype, last in product(("float32", np.dtype("float64")), (False, True)):
+            ours, theirs = (d.maker(shape, dtype, last)() for d in (device, EmulatedDevice()))
+            assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype) == (shape, dtype)
+            assert ours.strides == theirs.strides
 
 
 def test_numbers_are_checked_by_name(device: CupyDevice) -> None:

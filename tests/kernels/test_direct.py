@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import gpuconv as gc
 from gpuconv.shapes import ConvSpec
 from tests.kernels.conftest import channels_last, check
 
@@ -44,3 +45,53 @@ def test_three_passes(be: Any, rng: np.random.Generator, name: str, last: bool, 
     check(be, lambda be, x, w: be.conv(spec, x, w), x, w, dtype=dtype)
     check(be, lambda be, gy, w: be.conv_grad_input(spec, gy, w), gy, w, dtype=dtype)
     check(be, lambda be, gy, x: be.conv_grad_weight(spec, gy, x), gy, x, dtype=dtype)
+
+
+@pytest.mark.parametrize("algo", ["tiled", "direct", "depthwise"])
+def test_arrays_lie_anywhere(rng: np.random.Generator, algo: str) -> None:
+    """Strides of every kind and starts at any number, at a first call and at a known one."""
+    from gpuconv.cuda import CudaBackend
+    from gpuconv.cuda.device import EmulatedDevice
+
+    class Device(EmulatedDevice):
+        """Of which every array starts at `start`, until it is copied."""
+
+        start, copies = 0, 0
+
+        def aligned(self, *arrays: Any) -> bool:
+            self.copies += self.start != 0
+            return not self.start
+
+    device = Device()
+    groups = 3 if algo == "depthwise" else 1
+    x, w, b = (
+        rng.standard_normal(shape).astype("float32")
+        for shape in ((2, 3, 6, 5), (6, 3 // groups, 3, 3), (6,))
+    )
+    options = {"padding": 1, "groups": groups}
+    gy = gc.conv2d(x, w, b, **options)
+    passes: list[Any] = [
+        lambda x, w, b, gy: gc.conv2d(x, w, b, **options, algo=algo),
+        lambda x, w, b, gy: gc.conv2d_grad_input(gy, w, x.shape, **options, algo=algo),
+        lambda x, w, b, gy: gc.conv2d_grad_weight(gy, x, w.shape, **options, algo=algo),
+    ]
+
+    def spread(a: np.ndarray) -> np.ndarray:
+        apart = np.zeros((*a.shape[:-1], 2 * a.shape[-1]), "float32")[..., ::2]
+        apart[...] = a
+        return apart
+
+    with gc.backend(CudaBackend(device, "emulated")):
+        for compute in passes:
+            truth = compute(x, w, b, gy)
+            for other in ([spread(a) for a in (x, w, b, gy)], [x, w, spread(b), gy]):
+                np.testing.assert_array_equal(compute(*other), truth)
+                np.testing.assert_array_equal(compute(*other), truth)
+            turned = [channels_last(a) for a in (x, w)]
+            first = compute(*turned, b, channels_last(gy))
+            np.testing.assert_allclose(first, truth, rtol=0, atol=1e-4)
+            device.start = 4
+            np.testing.assert_array_equal(compute(x, w, b, gy), truth)
+            np.testing.assert_array_equal(compute(*turned, b, channels_last(gy)), first)
+            assert device.copies >= 6, "of both arrays, and asked before"
+            device.start = device.copies = 0

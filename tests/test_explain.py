@@ -97,7 +97,7 @@ def test_a_forced_algorithm_is_used_or_refused() -> None:
         assert gc.explain.conv2d(*shapes, algo=algo).algorithm == algo
     with pytest.raises(ArgumentError, match="algo='gemm' cannot take this problem: it is for 1x1"):
         gc.explain.conv2d(*shapes, algo="gemm")
-    with pytest.raises(ArgumentError, match="one input channel a group"):
+    with pytest.raises(ArgumentError, match="takes one input channel a group, not 8"):
         gc.explain.conv2d(*shapes, algo="depthwise")
     with pytest.raises(ArgumentError, match="algo='winograd' is unknown here"):
         gc.explain.conv2d(*shapes, algo="winograd")
@@ -127,3 +127,29 @@ def test_algo_on_the_reference() -> None:
         gc.conv2d_grad_input(np.ones((1, 1, 2, 2)), w, (1, 1, 3, 3), algo="tiled")
     with pytest.raises(ArgumentError, match="algo='tiled' is unknown here"):
         gc.conv2d_grad_weight(np.ones((1, 1, 2, 2)), x, (1, 1, 2, 2), algo="tiled")
+
+
+@pytest.mark.parametrize(
+    ("algo", "x", "w", "options", "reason"),
+    [
+        ("gemm", (1, 8, 9, 9), (8, 8, 3, 3), {}, r"not \(3, 3\) at \(1, 1\)"),
+        ("gemm", (1, 8, 9, 9), (8, 8, 1, 1), {"padding": 1}, r"takes no padding \(\(1, 1\)"),
+        ("tiled", (0, 8, 9, 9), (8, 8, 3, 3), {}, "the batch is empty"),
+        (
+            "tiled",
+            (1, 8, 9, 9),
+            (8, 8, 3, 3),
+            {"dtype": "float64"},
+            "computes float32, not float64",
+        ),
+        ("tiled", (1, 6, 9, 9), (6, 2, 3, 3), {"groups": 3}, "multiples of 4, not 2 in and 2 out"),
+        ("tiled", (1, 8, 9, 9), (8, 8, 3, 3), {"padding_mode": "circular"}, "not 'circular'"),
+        ("tiled", (8, 1024, 512, 513), (1, 1024, 1, 1), {"stride": 2}, "too large"),
+        ("direct", (1, 8, 9, 9), (8, 8, 3, 3), {"dtype": "float16"}, "float32 and float64, not fl"),
+    ],
+)
+def test_the_reason_of_a_refusal(
+    algo: str, x: Any, w: Any, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ArgumentError, match=reason):
+        gc.explain.conv2d(x, w, algo=algo, **options)

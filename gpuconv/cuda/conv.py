@@ -27,6 +27,8 @@ PASSES = ("forward", "grad_input", "grad_weight")
 # A product of the direct kernel takes about this many times longer than the best there is: two
 # loads and two additions of indices for each. An estimate; no GPU has been asked yet.
 DIRECT_COST = 8
+# The cycles of the two launches, or more, that pack arrays for tiled. An estimate, too.
+PACKING = 6000
 
 
 @dataclass(frozen=True)
@@ -40,30 +42,33 @@ class Choice:
 
 def obstacle(algorithm: str, spec: ConvSpec, dtype: Any) -> str:
     """Why `algorithm` cannot take a problem; "" if it can."""
+    if algorithm == "im2col":
+        return ""
+    if not prod(spec.x_shape):
+        return "the batch is empty"
     if algorithm == "gemm":
-        plain = set(spec.kernel) == set(spec.stride) == {1} and spec.x_shape[2:] == spec.padded
-        if not (plain and spec.groups == 1):
-            return "it is for 1x1 kernels at stride 1, without padding or groups"
-        return "" if prod(spec.x_shape) else "the batch is empty"
-    if algorithm == "depthwise":
-        return (
-            ""
-            if depthwise.supports(spec, dtype)
-            else ("it takes float32 with one input channel a group, zero padding, one or two axes")
-        )
-    if algorithm == "tiled":
-        return (
-            ""
-            if product.supports(spec, dtype)
-            else ("it takes float32, two axes, zero padding, and with groups, channels in fours")
-        )
-    if algorithm == "direct":
-        return (
-            ""
-            if direct.supports(spec, dtype)
-            else ("it takes float32 and float64 of fewer than 2**31 numbers, and no empty batch")
-        )
-    return ""
+        if set(spec.kernel) | set(spec.stride) != {1}:
+            return f"it is for 1x1 kernels at stride 1, not {spec.kernel} at {spec.stride}"
+        if spec.x_shape[2:] != spec.padded or spec.groups > 1:
+            return f"it takes no padding {spec.padding} and no groups ({spec.groups})"
+        return ""
+    kernels = {"depthwise": depthwise, "tiled": product, "direct": direct}[algorithm]
+    if kernels.supports(spec, dtype):
+        return ""
+    dtypes = direct.DTYPES if algorithm == "direct" else ("float32",)
+    if dtype.name not in dtypes:
+        return f"it computes {' and '.join(dtypes)}, not {dtype.name}"
+    if algorithm != "direct" and spec.padding_mode != "zeros":
+        return f"it pads with zeros only, not {spec.padding_mode!r}"
+    if algorithm == "depthwise" and spec.w_shape[1] != 1:
+        return f"it takes one input channel a group, not {spec.w_shape[1]}"
+    if algorithm != "direct" and spec.nd != 2:
+        return f"it takes images, not {spec.nd} spatial axes"
+    if algorithm == "tiled" and spec.groups > 1:
+        each = spec.w_shape[1], spec.w_shape[0] // spec.groups
+        if each[0] % 4 or each[1] % 4:
+            return f"a group's channels must be multiples of 4, not {each[0]} in and {each[1]} out"
+    return "its indices have 32 bits, and these arrays are too large for them"
 
 
 @lru_cache(maxsize=4096)
@@ -87,14 +92,14 @@ def choose(spec: ConvSpec, dtype: Any, which: str, sms: int, algo: str = "auto")
         return Choice(possible[0], why[possible[0]])
     if "tiled" in possible:
         tiles, takes = tiling(spec, which, sms)
-        alone = spec.macs * DIRECT_COST / (128 * sms)
-        compared = f"by the model {takes:.3g} cycles tiled, {alone:.3g} direct"
+        takes, alone = takes + PACKING, spec.macs * DIRECT_COST / (128 * sms)
+        compared = f"by the model {takes:,.0f} cycles tiled, {alone:,.0f} direct"
         if takes <= alone:
             return Choice("tiled", compared, tiles)
         return Choice("direct", compared)
     if "direct" in possible:
-        return Choice("direct", f"tiled cannot: {obstacle('tiled', spec, dtype)}")
-    return Choice("im2col", f"direct cannot: {obstacle('direct', spec, dtype)}")
+        return Choice("direct", f"tiled cannot take it: {obstacle('tiled', spec, dtype)}")
+    return Choice("im2col", f"direct cannot take it: {obstacle('direct', spec, dtype)}")
 
 
 def tiling(spec: ConvSpec, which: str, sms: int) -> tuple[tuple[Any, ...], float]:

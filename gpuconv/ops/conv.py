@@ -261,10 +261,10 @@ def conv2d(
     Arrays give an array, a Tensor among them gives a Tensor. `padding` is a number, (height,
     width), ((top, bottom), (left, right)), "valid" or "same": output ceil(H / stride), and of an
     odd total the extra row at the end, for even kernels and strides too. `padding_mode` is "zeros",
-    "reflect", "replicate" or "circular". `algo` forces an algorithm, on CUDA one of
-    `gpuconv.cuda.conv.ALGORITHMS`; `gpuconv.explain.conv2d` says what "auto" takes. Raises
-    ArgumentError for shapes that do not fit and for an `algo` that cannot take them, DtypeError for
-    mixed dtypes. Source: Dumoulin and Visin, "A guide to convolution arithmetic",
+    "reflect", "replicate" or "circular". `algo` forces an algorithm, on CUDA "gemm",
+    "depthwise", "tiled", "direct" or "im2col"; `gpuconv.explain.conv2d` says what "auto" takes.
+    Raises ArgumentError for shapes that do not fit and for an `algo` that cannot take them,
+    DtypeError for mixed dtypes. Source: Dumoulin and Visin, "A guide to convolution arithmetic",
     arXiv 1603.07285.
     """
     return _conv(2, x, weight, bias, algo, (stride, padding, dilation, groups, padding_mode))
@@ -288,6 +288,8 @@ def fused_conv2d(
     Arguments as in `conv2d`; `residual` (N, K, P, Q) or None. Differentiable by x, weight, bias and
     residual; at 0 the gradient of the ReLU is 0.
     """
+    if not isinstance(relu, bool):
+        raise ArgumentError(f"fused_conv2d: relu={relu!r} must be True or False")
     arguments = stride, padding, dilation, groups, padding_mode
     return FusedConv(2, *arguments, relu=relu, algo=algo).apply(x, weight, bias, residual)
 

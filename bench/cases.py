@@ -12,6 +12,7 @@ A net's first layer has no gradient by input: nothing in training needs it.
 """
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from gpuconv.shapes import ConvSpec, Ints
 
@@ -132,7 +133,7 @@ def select(names: str, passes: str = "", patterns: str = "") -> list[tuple[Case 
     """(case, pass) of the sets `names`, restricted to `passes` and to names with a pattern in them.
 
     All three are lists with commas; an empty one restricts nothing. ValueError for a set or a pass
-    that is unknown, and where nothing is left.
+    that is unknown, for a pattern that no name has, and where nothing is left.
     """
     wanted = [p for p in passes.split(",") if p]
     for given, known in ((names.split(","), [*SETS]), (wanted, [*PASSES, "step"])):
@@ -140,6 +141,12 @@ def select(names: str, passes: str = "", patterns: str = "") -> list[tuple[Case 
             if name not in known:
                 raise ValueError(f"{name!r} is unknown; use some of {', '.join(known)}")
     parts = [p for p in patterns.split(",") if p]
+    all_names = [case.name for name in names.split(",") for case in SETS[name]]
+    for part in parts:
+        if not any(part in name for name in all_names):
+            raise ValueError(
+                f"no case of {names} has {part!r} in its name; {_hint(part, all_names)}"
+            )
     found = [
         (case, kind)
         for name in names.split(",")
@@ -148,5 +155,20 @@ def select(names: str, passes: str = "", patterns: str = "") -> list[tuple[Case 
         if (not wanted or kind in wanted) and (not parts or any(p in case.name for p in parts))
     ]
     if not found:
-        raise ValueError(f"no case of {names} has {patterns!r} in its name and passes {passes!r}")
+        raise ValueError(
+            f"no case of {names} that fits --filter {patterns!r} has a pass {passes!r}"
+        )
     return found
+
+
+def _hint(pattern: str, names: list[str]) -> str:
+    """Where else it is, or what is spelt like it, or what there is."""
+    sets = [name for name, found in SETS.items() if any(pattern in case.name for case in found)]
+    if sets:
+        return f"of {', '.join(sets)} there is one"
+    # A name is net.layer.nBATCH, and any part of it might have been meant.
+    parts = dict.fromkeys(part for name in names for part in (*name.split(".")[:2], name))
+    near = get_close_matches(pattern.lower(), parts, n=3)
+    if near:
+        return f"closest: {', '.join(near)}"
+    return f"its nets: {', '.join(dict.fromkeys(name.split('.')[0] for name in names))}"

@@ -3,6 +3,7 @@
 #
 #     bench/gpu.sh                      every part
 #     bench/gpu.sh tests layers         some: env, tests, layers, launch, nets
+#     bench/gpu.sh env                  what works here; needs no GPU
 #
 # Run it from anywhere in a checkout; nothing is installed. Each part has its own time and can be
 # run alone; layers and nets go on where they were stopped (FRESH=1 begins anew). Compiled kernels
@@ -11,11 +12,29 @@
 # and are compiled here where that folder lacks them and numba-cuda is installed.
 # Also taken: PYTHON (python3), RESULTS (bench/results), BENCH_COMMIT (where there is no .git).
 set -uo pipefail
+known="env tests layers launch nets"
+for part in "$@"; do
+  case $part in
+    -h | --help)
+      sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+      exit 0
+      ;;
+  esac
+done
+for part in "$@"; do
+  case " $known " in
+    *" $part "*) ;;
+    *)
+      echo "gpu.sh: error: no part $part; use some of ${known// /, }" >&2
+      exit 2
+      ;;
+  esac
+done
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 RESULTS=${RESULTS:-bench/results}
 export GPUCONV_KERNELS=${GPUCONV_KERNELS:-$PWD/build/kernels}
-parts=${*:-env tests layers launch nets}
+parts=${*:-$known}
 status=0
 mkdir -p "$RESULTS"
 
@@ -31,7 +50,8 @@ run() { # SECONDS COMMAND...: at most so long, and its failure does not stop the
 again=--resume
 [ -z "${FRESH:-}" ] || again=--overwrite
 
-if ! "$PYTHON" - <<'PY'; then
+needs_gpu() {
+  "$PYTHON" - <<'PY'
 import sys
 from gpuconv.backends import get_backend
 from gpuconv.errors import Error
@@ -42,8 +62,13 @@ try:
 except Error as error:
     sys.exit(f"gpu.sh: error: {error}")
 PY
-  exit 1
-fi
+}
+for part in $parts; do
+  if [ "$part" != env ]; then
+    needs_gpu || exit 1
+    break
+  fi
+done
 [ -d "$GPUCONV_KERNELS" ] || echo "gap: no compiled kernels in $GPUCONV_KERNELS; they are compiled here"
 
 for part in $parts; do
@@ -69,10 +94,6 @@ for part in $parts; do
     nets)
       run 50 "$PYTHON" -m bench.run --set nets --device cuda --rounds 7 --l2 warm --budget 40 \
         --out "$RESULTS/gpu-nets.json" $again
-      ;;
-    *)
-      echo "gpu.sh: error: no part $part; use some of env, tests, layers, launch, nets" >&2
-      status=1
       ;;
   esac
 done

@@ -22,8 +22,13 @@ from typing import Any
 
 import numpy as np
 
+if not __package__:
+    sys.exit("launch: error: it is a module, to be run as python -m bench.launch")
+
 import gpuconv as gc
 from bench import cases, machine, problems
+from bench.options import number
+from bench.terminal import complain
 from gpuconv.backends import get_backend
 from gpuconv.errors import DeviceError, Error
 from gpuconv.files import write_atomically
@@ -167,7 +172,7 @@ def main(arguments: list[str]) -> int:
     p = argparse.ArgumentParser(prog="python -m bench.launch", description=__doc__.split("\n\n")[0])
     p.add_argument("--driver", choices=("stub", "real"), default="stub")
     p.add_argument("--case", default=CASE, help="of the sets main and hard")
-    p.add_argument("--batches", type=int, default=50, help=f"of {BATCH} calls")
+    p.add_argument("--batches", type=number(int, 1), default=50, help=f"of {BATCH} calls")
     p.add_argument("--bar", type=float, default=BAR, help="microseconds")
     p.add_argument("--profile", type=int, default=0, metavar="LINES", help="print cProfile's split")
     p.add_argument("--out", type=Path, help="FILE.json")
@@ -175,7 +180,7 @@ def main(arguments: list[str]) -> int:
     result: dict[str, Any] = {"driver": o.driver, "case": o.case, "bar": o.bar}
     known = {case.name: case for case in (*cases.SETS["main"], *cases.SETS["hard"])}
     if o.case not in known:
-        print(f"launch: error: case {o.case!r} is not in main or hard", file=sys.stderr)
+        complain(f"launch: error: case {o.case!r} is not in main or hard")
         return 1
     case = known[o.case]
     try:
@@ -193,7 +198,7 @@ def main(arguments: list[str]) -> int:
                 with gc.backend(be):
                     result["profile"] = profile(found["conv2d"]) if o.profile else []
     except Error as error:
-        print(f"launch: error: {error}", file=sys.stderr)
+        complain(f"launch: error: {error}")
         return 1
     for name, row in result["calls"].items():
         times = f"{row['launches']:4.0f} launches" if "launches" in row else ""

@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import gpuconv
+from bench import timing
 from bench.problems import as_torch, has_torch
 
 ROOT = Path(gpuconv.__file__).parents[1]
@@ -83,11 +83,13 @@ def gpu(cupy: Any) -> dict[str, Any]:
     }
 
 
-def peaks(device: str, xp: Any, small: bool = False) -> dict[str, float]:
+def peaks(device: str, xp: Any, small: bool = False) -> dict[str, Any]:
     """Measured: "flops", of a float32 matrix product, and "bytes" read and written, of a copy.
 
     Both a second. The best of a few runs; NumPy's and, where there is one, torch's product.
+    "disturbed" names those of which no run was undisturbed; `small` arrays fit into caches.
     """
+    timer = timing.CpuTimer() if xp is np else timing.CudaTimer(xp, False, 0)
     n = 256 if small else 8192 if device == "cuda" else 2048
     size = 2**20 if small else 2**30 if device == "cuda" else 2**28
     a, b = (xp.asarray(np.random.default_rng(i).random((n, n), dtype=np.float32)) for i in (0, 1))
@@ -100,27 +102,49 @@ def peaks(device: str, xp: Any, small: bool = False) -> dict[str, float]:
     def copy() -> None:
         target[...] = source
 
-    times = [min(_timed(call, device, xp) for _ in range(5)) for call in (*products, copy)]
-    return {"flops": 2 * n**3 / min(times[:-1]), "bytes": 2 * size / times[-1]}
+    found = [timing.steady(timer, call) for call in (*products, copy)]
+    disturbed = [
+        name
+        for name, part in (("flops", found[:-1]), ("bytes", found[-1:]))
+        if any(rough for _, rough in part)
+    ]
+    return {
+        "flops": 2 * n**3 / min(seconds for seconds, _ in found[:-1]),
+        "bytes": 2 * size / found[-1][0],
+        "disturbed": disturbed,
+        "small": small,
+    }
 
 
-def _timed(call: Any, device: str, xp: Any) -> float:
-    call()
-    if device == "cpu":
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-    start, stop = xp.cuda.Event(), xp.cuda.Event()
-    start.record()
-    call()
-    stop.record()
-    stop.synchronize()
-    return float(xp.cuda.get_elapsed_time(start, stop)) / 1e3
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """In what two results' machines, code and settings differ, such that rows must not be mixed."""
+    mine, theirs = _matters(new), _matters(old)
+    return [
+        f"{name} was {theirs.get(name)!r}, is {mine.get(name)!r}"
+        for name in dict.fromkeys((*mine, *theirs))
+        if mine.get(name) != theirs.get(name)
+    ]
+
+
+def _matters(result: dict[str, Any]) -> dict[str, Any]:
+    """All of the environment, and of the settings, that times depend on, by name."""
+    found = dict(result.get("settings", {}))
+    for name, value in result.get("environment", {}).items():
+        if isinstance(value, dict):  # versions, variables, the GPU
+            found |= {inner if name != "gpu" else f"gpu {inner}": v for inner, v in value.items()}
+        elif name not in ("date", "commit", "dirty"):  # `source` says whether the code is the same
+            found[name] = value
+    return found
 
 
 def commit(root: Path) -> str:
     """The commit checked out, or what $BENCH_COMMIT says where there is no repository."""
     return os.environ.get("BENCH_COMMIT") or _git(root, "rev-parse", "HEAD") or "unknown"
+
+
+def revision(rev: str) -> str:
+    """The commit that `rev` stands for; `rev` itself where there is no repository to ask."""
+    return _git(ROOT, "rev-parse", "--verify", "--quiet", rev) or rev
 
 
 def dirty(root: Path) -> bool | None:

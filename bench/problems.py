@@ -59,13 +59,21 @@ class ConvProblem:
 
     def __init__(self, case: Case, kind: str, xp: Any) -> None:
         self.case, self.kind, self.xp, self.spec = case, kind, xp, case.spec
-        self.flops, self.bytes = self.spec.flops, self.spec.bytes()
         seed = crc32(case.name.encode())
         shapes = {"x": case.x_shape, "w": case.w_shape, "gy": self.spec.y_shape}
         self._arrays = {
             (name, "nchw"): numbers(xp, shape, seed + i)
             for i, (name, shape) in enumerate(shapes.items())
         }
+
+    # Not worked out beforehand: the library of an older commit (--base) may not know `whole`.
+    @property
+    def flops(self) -> int:
+        return size(self.case, self.kind)[0]
+
+    @property
+    def bytes(self) -> int:
+        return size(self.case, self.kind)[1]
 
     def array(self, name: str, format: str = "nchw") -> Array:
         """ "x", "w" or "gy" in that memory format, made once."""
@@ -136,6 +144,13 @@ class NetProblem:
         self.plain_error = self.error(found[1])
 
     error, bar = ConvProblem.error, ConvProblem.bar
+
+
+def size(case: Case | Net, kind: str) -> tuple[int, int]:
+    """(operations, bytes that must be moved at the least); zeros of a net, for its time counts."""
+    if isinstance(case, Net):
+        return 0, 0
+    return case.spec.flops, case.spec.bytes(whole=kind == "grad_input")
 
 
 def make(case: Case | Net, kind: str, xp: Any) -> Any:

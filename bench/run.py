@@ -10,73 +10,57 @@ named in all of them. `--base REV` measures the code of another commit too, in a
 import argparse
 import gc as garbage
 import json
+import os
 import sys
 import time
 from contextlib import ExitStack
 from importlib import import_module
-from pathlib import Path
 from typing import Any
+
+if not __package__:
+    sys.exit("bench: error: it is a module, to be run as python -m bench.run")
 
 import numpy as np
 
-from bench import base, cases, machine, peers, problems, report, timing
-from bench.problems import FORMATS, Gap
-from gpuconv.backends import BACKENDS
+from bench import base, cases, machine, options, peers, problems, report, timing
+from bench.problems import Gap
+from bench.terminal import Display, complain, duration, fold
 from gpuconv.errors import DeviceError, Error
-from gpuconv.files import read_bytes, write_atomically
+from gpuconv.files import write_atomically
 
-FORMAT = 1
 ERRORS = (RuntimeError, ValueError, NotImplementedError)  # what a contender may fail with
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line."""
-    p = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.split("\n\n")[0])
-    p.add_argument("--set", default="main", help=f"some of {','.join(cases.SETS)}")
-    p.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    p.add_argument("--backend", choices=BACKENDS, help="who computes ours (default: the device's)")
-    p.add_argument("--peers", help="with commas; 'none'; default: all that fit the device")
-    p.add_argument("--formats", default=",".join(FORMATS), help="memory formats")
-    p.add_argument("--passes", default="", help=",".join(cases.PASSES))
-    p.add_argument("--filter", default="", help="only cases with one of these in their name")
-    p.add_argument("--rounds", type=int, default=9)
-    p.add_argument("--block", type=float, help="seconds a block (default: 0.05, on a GPU 0.01)")
-    p.add_argument("--row", type=float, default=20.0, help="no round is begun after these seconds")
-    p.add_argument("--budget", type=float, default=0.0, help="no row is begun after these seconds")
-    p.add_argument("--l2", default="cold", choices=("cold", "warm"), help="on a GPU")
-    p.add_argument(
-        "--cudnn-benchmark", action="store_true", help="cuDNN's algorithms are tried out"
-    )
-    p.add_argument("--threads", type=int, default=machine.processors())
-    p.add_argument("--base", metavar="REV", help="measure this commit too")
-    p.add_argument("--out", type=Path, help="FILE.json")
-    p.add_argument("--resume", action="store_true", help="keep the rows that are in FILE.json")
-    p.add_argument("--overwrite", action="store_true", help="replace FILE.json")
-    p.add_argument("--list", action="store_true", help="print the layer-passes and stop")
-    options = p.parse_args(arguments)
-    unknown = set(options.formats.split(",")) - set(FORMATS)
-    if unknown:
-        p.error(f"argument --formats: no format {', '.join(unknown)}; use {', '.join(FORMATS)}")
-    options.block = options.block or (0.01 if options.device == "cuda" else 0.05)
-    return options
 
 
 class Run:
     """One run: contenders, rows, and the file they are kept in."""
 
-    def __init__(self, options: argparse.Namespace, todo: list[tuple[Any, str]]) -> None:
-        self.options, self.todo = options, todo
+    def __init__(self, asked: argparse.Namespace, todo: list[tuple[Any, str]]) -> None:
+        self.options, self.todo = asked, todo
         self.contenders: list[Any] = []
-        self.result: dict[str, Any] = {"format": FORMAT, "gaps": [], "rows": []}
+        self.result: dict[str, Any] = {"format": report.FORMAT, "gaps": [], "rows": []}
 
     def start(self, stack: ExitStack) -> None:
         """Find who can be measured, and what was measured already. DeviceError without a GPU."""
         o, gaps = self.options, self.result["gaps"]
         backend = o.backend or ("cuda" if o.device == "cuda" else "numpy")
+        settings = self.result["settings"] = {
+            "device": o.device,
+            "backend": backend,
+            "formats": o.formats,
+            "rounds": o.rounds,
+            "block": o.block,
+            "row": o.row,
+            "l2": o.l2 if o.device == "cuda" else "warm",
+            "cudnn_benchmark": o.cudnn_benchmark,
+            "base": o.base and machine.revision(o.base),
+        }
+        self.result["environment"] = machine.environment("cpu", np, o.threads)
         ours = peers.Gpuconv(backend)
         self.xp = ours.be.xp
         if (self.xp is np) != (o.device == "cpu"):
-            raise DeviceError(f"backend {backend!r} does not compute on device {o.device!r}")
+            raise ValueError(f"backend {backend!r} does not compute on device {o.device!r}")
+        if o.device == "cuda":
+            self.result["environment"]["gpu"] = machine.gpu(self.xp)
         self.contenders.append(ours)
         here = peers.ON[o.device]
         for name in here if o.peers is None else [n for n in o.peers.split(",") if n != "none"]:
@@ -90,53 +74,83 @@ class Run:
                 gaps.append(f"{name}: {gap}")
         if o.base:
             self.contenders.append(stack.enter_context(base.checkout(o.base, backend, o.l2)))
-        names = [c.name for c in self.contenders]
-        self.result["environment"] = machine.environment(o.device, self.xp, o.threads)
-        self.result["settings"] = {
-            "device": o.device,
-            "backend": backend,
-            "contenders": names,
-            "formats": o.formats,
-            "l2": o.l2 if o.device == "cuda" else "warm",
-            "cudnn_benchmark": o.cudnn_benchmark,
-            "base": o.base,
-        }
-        if o.resume and o.out and o.out.exists():
-            self._take_up(read(o.out))
+        settings["contenders"] = [c.name for c in self.contenders]
+        self.timer = timer(self.xp, o.l2)
+        settings["disturbance"] = self.timer.watch
+        old = self._earlier()
         if problems.has_torch(self.xp):
             import_module("torch").set_num_threads(o.threads)
-        self.timer = timer(self.xp, o.l2)
-        self.result["settings"]["disturbance"] = self.timer.watch
         garbage.freeze()  # what is loaded by now stays: collections need not look at it again
-        self.result["peaks"] = machine.peaks(o.device, self.xp, small=o.rounds < 3)
+        peaks = old.get("peaks", {"disturbed": ["all"]})
+        if peaks["disturbed"]:
+            peaks = machine.peaks(o.device, self.xp, small=o.rounds < 3)
+            for row in self.result["rows"]:
+                if "best" in row:
+                    report.share(row, peaks)
+        self.result["peaks"] = peaks
 
-    def _take_up(self, old: dict[str, Any]) -> None:
-        """Keep the rows of an earlier run; ValueError if it was not of this code and machine."""
-        known = {**old.get("environment", {}), **old.get("settings", {})}
-        mine = {**self.result["environment"], **self.result["settings"]}
-        for name in ("source", "gpu", "cpu", "threads", *self.result["settings"]):
-            if mine.get(name) != known.get(name):
-                raise ValueError(
-                    f"{self.options.out} cannot be resumed: {name} was {known.get(name)!r}, is "
-                    f"{mine.get(name)!r}; give another --out, or --overwrite"
-                )
-        self.result["rows"] = old["rows"]
+    def _earlier(self) -> dict[str, Any]:
+        """The result to go on with, whose rows are kept if they were not disturbed.
+
+        ValueError if it was not of this code, machine and settings.
+        """
+        o = self.options
+        if not (o.resume and o.out and o.out.exists()):
+            return {}
+        old = report.read(o.out)
+        found = machine.differences(old, self.result)
+        if found:
+            raise ValueError(
+                f"{o.out} cannot be resumed: {'; '.join(found)}; give the same settings, another "
+                "--out, or --overwrite"
+            )
+        self.result["rows"] = [row for row in old["rows"] if not row.get("disturbed")]
+        return old
 
     def rows(self) -> bool:
         """Measure what is left; False if the time was up first."""
         o, start = self.options, time.perf_counter()
         done = {(row["case"], row["pass"]) for row in self.result["rows"]}
         left = [(case, kind) for case, kind in self.todo if (case.name, kind) not in done]
-        for i, (case, kind) in enumerate(left):
-            if o.budget and time.perf_counter() - start > o.budget:
-                self.result["left"] = len(left) - i
-                print(f"time is up: {len(left) - i} layer-passes left, go on with --resume")
-                return False
-            row = self.row(case, kind)
-            self.result["rows"].append(row)
-            self.save()
-            print(report.line(row), flush=True)
+        print(fold(self._outlook(left), sys.stdout), flush=True)
+        with Display(len(left)) as self.display:
+            for i, (case, kind) in enumerate(left):
+                if o.budget and time.perf_counter() - start > o.budget:
+                    self.result["left"] = len(left) - i
+                    self.display.end(
+                        f"time is up: {len(left) - i} layer-passes left, go on with --resume"
+                    )
+                    return False
+                self.display.begin(f"{case.name} {kind}")
+                row = self.row(case, kind)
+                self.result["rows"].append(row)
+                self.save()
+                self.display.end(report.line(row))
         return True
+
+    def _outlook(self, left: list[tuple[Any, str]]) -> str:
+        """How much there is to do, and about how long that takes.
+
+        Supposed is that calls reach a fifth of what the peaks allow, and that checking a result
+        costs as much as ten calls.
+        """
+        o, peaks, total = self.options, self.result["peaks"], 0.0
+        formats = o.formats.split(",")
+        count = sum(format in formats for c in self.contenders for format in c.formats)
+        for case, kind in left:
+            flops, moved = problems.size(case, kind)
+            call = 5 * max(flops / peaks["flops"], moved / peaks["bytes"])
+            turn = count * (max(o.block, call) + call + timing.SETTLE)
+            rounds = max(min(o.rounds, 3), min(o.rounds, o.row / turn))
+            total += (10 + count) * call + turn * rounds
+        if o.budget:
+            total = min(total, o.budget)
+        text = f"{len(left)} layer-passes"
+        if self.result["rows"]:
+            text += f" left, {len(self.result['rows'])} kept"
+        if not left:
+            return text
+        return f"{text}, {o.rounds} rounds: about {duration(total)}, longer where others disturb it"
 
     def row(self, case: Any, kind: str) -> dict[str, Any]:
         """One layer-pass: checked, timed, placed beside its peers."""
@@ -179,7 +193,8 @@ class Run:
             row |= {"status": "failed", "reason": f"{wrong[0]}: {found[wrong[0]]['reason']}"}
             return
         o = self.options
-        samples = timing.rounds(blocks, o.rounds, o.block, o.row, self.timer.most)
+        tell = self.display.tell
+        samples = timing.rounds(blocks, o.rounds, o.block, o.row, self.timer.most, tell=tell)
         report.place(row, samples, self.result["peaks"], problem)
 
     def _check(self, contender: Any, problem: Any, format: str) -> tuple[dict[str, Any], Any]:
@@ -219,17 +234,6 @@ class Run:
             )
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A result that was written; ValueError for another file."""
-    try:
-        result = json.loads(read_bytes(path))
-        if result["format"] == FORMAT and isinstance(result["rows"], list):
-            return dict(result)
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{path} is no result of bench.run; give another --out, or --overwrite")
-
-
 def timer(xp: Any, l2: str) -> Any:
     """What measures blocks of calls on the device of `xp`."""
     if xp is np:
@@ -257,39 +261,59 @@ def free(xp: Any) -> None:
         import_module("torch").cuda.empty_cache()
 
 
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    return options.parse(arguments, (__doc__ or "").split("\n\n")[0])
+
+
 def main(arguments: list[str]) -> int:
     """Run; 1 where a result of ours was wrong, or nothing could be measured."""
-    options = parse(arguments)
     try:
-        todo = cases.select(options.set, options.passes, options.filter)
-        if options.list:
+        status = _main(parse(arguments))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0 if "--list" in arguments else 141  # as if the signal had ended it
+
+
+def _main(o: argparse.Namespace) -> int:
+    try:
+        todo = cases.select(o.set, o.passes, o.filter)
+        if o.list:
             for case, kind in todo:
-                print(f"{case.name:40} {kind}")
+                print(f"{case.name:31} {kind}")
             return 0
-        if options.out and options.out.exists() and not (options.resume or options.overwrite):
-            raise ValueError(f"{options.out} exists; give --resume to go on, or --overwrite")
-        run = Run(options, todo)
+        if o.out and o.out.exists() and not (o.resume or o.overwrite):
+            raise ValueError(f"{o.out} exists; give --resume to go on, or --overwrite")
+        run = Run(o, todo)
         with ExitStack() as stack:
             try:
                 run.start(stack)
             except DeviceError as error:
-                run.result["gaps"].append(f"{options.device}: {error}")
-                run.save()
+                run.result["gaps"].append(f"{o.device}: {error}")
+                if not (o.resume and o.out and o.out.exists()):  # which may have rows
+                    run.save()
                 raise
-            for gap in run.result["gaps"]:
-                print(f"gap: {gap}")
+            for text in (
+                *(f"gap: {gap}" for gap in run.result["gaps"]),
+                report.peaks(run.result["peaks"]),
+            ):
+                print(fold(text, sys.stdout))
             run.rows()
         run.save()
+    except BrokenPipeError:
+        raise
     except (Error, ValueError, OSError, Gap) as error:
-        print(f"bench: error: {error}", file=sys.stderr)
+        complain(f"bench: error: {error}")
         return 1
     except KeyboardInterrupt:
-        print("\nbench: stopped; go on with --resume", file=sys.stderr)
+        complain("\nbench: stopped; go on with --resume")
         return 130
-    print(report.summary(run.result))
-    if options.out:
-        plotted = report.plot(run.result, options.out.with_suffix(".png"))
-        print(f"written: {options.out}, {options.out.with_suffix('.md')}, {plotted}")
+    print(fold(report.summary(run.result), sys.stdout))
+    if o.out:
+        plotted = report.plot(run.result, o.out.with_suffix(".png"))
+        print(fold(f"written: {o.out}, {o.out.with_suffix('.md')}, {plotted}", sys.stdout))
     return int(any(row["status"] == "failed" for row in run.result["rows"]))
 
 

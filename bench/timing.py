@@ -140,12 +140,13 @@ def rounds(
     limit: float,
     most: int = 1000,
     clock: Callable[[], float] = time.perf_counter,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Sample]:
     """Measure every contender once a round, `count` rounds, each round begun by another one.
 
     `blocks[name](inner)` measures a block of `inner` calls; inner is chosen so that a block takes
     about `block_seconds`, but at most `most`. After `limit` seconds no round is begun, but three
-    are always made.
+    are always made. `tell` hears, between blocks, which one comes.
     """
     start, names = clock(), list(blocks)
     inner = {}
@@ -158,16 +159,38 @@ def rounds(
             break
         turn = i % len(names)
         for name in names[turn:] + names[:turn]:
-            sample = samples[name]
+            sample, at = samples[name], f"round {i + 1}/{count}"
+            tell(at)
             block = blocks[name](inner[name])
             for attempt in range(RETRIES):
                 if not block.disturbed or clock() - start > 2 * limit:
                     break
                 sample.repeated += 1
+                tell(f"{at}, repeat {attempt + 1}/{RETRIES}")
                 time.sleep(PAUSE * attempt)
                 block = blocks[name](inner[name])
             sample.blocks.append(block)
     return samples
+
+
+def steady(timer: Any, call: Call, count: int = 5) -> tuple[float, bool]:
+    """(seconds of the best of `count` undisturbed calls, False); (.., True) if all were disturbed.
+
+    At most RETRIES calls more are made to find them.
+    """
+    calm: list[float] = []
+    rough: list[float] = []
+    while len(calm) < count and len(calm) + len(rough) < count + RETRIES:
+        block = timer.block(call, 1)
+        (rough if block.disturbed else calm).append(block.seconds)
+        if block.disturbed:
+            time.sleep(PAUSE)
+    return min(calm or rough), not calm
+
+
+def lost(peer: Sample, ours: Sample) -> int:
+    """In how many rounds one of the two was disturbed."""
+    return sum(p.disturbed or o.disturbed for p, o in zip(peer.blocks, ours.blocks, strict=True))
 
 
 def ratio(peer: Sample, ours: Sample) -> float:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,10 +12,9 @@ import numpy as np
 import pytest
 
 import gpuconv as gc
-from bench import base, cases, machine, peers, problems, report, run, timing
+from bench import base, cases, machine, peers, problems, run, timing
 from bench.timing import Block, Sample
-from gpuconv.backends import Backend, get_backend
-from gpuconv.errors import DeviceError
+from gpuconv.backends import Backend
 from tests.strict import strict
 
 SMALL = ["--rounds", "2", "--block", "1e-4", "--threads", "1"]
@@ -128,8 +126,11 @@ def test_every_round_is_begun_by_another() -> None:
 def test_disturbed_blocks_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "PAUSE", 0.0)
     given = iter([Block(1.0), Block(9.0, True), Block(1.0), *[Block(5.0, True)] * 9, Block(3.0)])
-    samples = timing.rounds({"a": lambda inner: next(given)}, 3, 0.01, limit=60)
+    told: list[str] = []
+    call = {"a": lambda inner: next(given)}
+    samples = timing.rounds(call, 3, 0.01, limit=60, tell=told.append)
     assert samples["a"].repeated == 1 + timing.RETRIES
+    assert told[:4] == ["round 1/3", "round 1/3, repeat 1/8", "round 2/3", "round 2/3, repeat 1/8"]
     summary = samples["a"].summary()
     assert (summary["median"], summary["disturbed"], summary["rounds"]) == (2.0, 1, 3)
 
@@ -359,36 +360,6 @@ def test_onnx_runtime_is_measured_in_the_forward_pass(tmp_path: Path) -> None:
         assert row["contenders"]["onnxruntime-cpu/nchw"]["reason"] == "inference only"
 
 
-def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, message in (
-        (["--set", "mian"], "'mian' is unknown; use some of main, hard, gpu, nets"),
-        (["--peers", "cupyx", *LENET], "no peer 'cupyx' on device 'cpu'"),
-        (["--base", "no-such-commit", *LENET], "git worktree add: "),
-        (["--device", "cuda", "--backend", "numpy", *LENET], "does not compute on device 'cuda'"),
-    ):
-        assert run.main([*arguments, "--out", str(tmp_path / "a.json")]) == 1
-        error = capsys.readouterr().err
-        assert message in error
-        assert error.count("\n") == 1
-
-
-def test_without_a_gpu_there_is_one_clear_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(name: str) -> Any:
-        raise DeviceError("device 'cuda' is not usable: no GPU is visible; use device 'cpu'")
-
-    monkeypatch.setattr(peers, "get_backend", none)
-    out = tmp_path / "a.json"
-    assert run.main(["--set", "gpu", "--device", "cuda", "--out", str(out)]) == 1
-    assert capsys.readouterr().err.startswith("bench: error: device 'cuda' is not usable")
-    result = result_of(out)
-    assert result["rows"] == []
-    assert result["gaps"] == [
-        "cuda: device 'cuda' is not usable: no GPU is visible; use device 'cpu'"
-    ]
-
-
 def test_another_commit_is_measured_in_a_process_beside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,99 +378,3 @@ def test_another_commit_is_measured_in_a_process_beside(
         assert "best_peer" not in row
         mine, theirs = (row["contenders"][f"{name}/nchw"] for name in ("gpuconv", "base"))
         assert theirs["error"] == mine["error"]
-
-
-# The rest.
-
-
-def test_a_summary_is_of_the_rows_that_are_right() -> None:
-    def row(ratio: float, status: str = "ok") -> dict[str, Any]:
-        best = {"gpuconv": "gpuconv/nchw", "peer": "peer/nchw"}
-        return {"status": status, "ratios": {"peer/nchw": ratio}, "best": best}
-
-    rows = [row(1.0), row(4.0), row(100.0, "failed")]
-    assert report.geomeans(rows) == {"peer": (pytest.approx(2.0), 1.0, 2)}
-
-
-def test_the_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    best = {"gpuconv": "gpuconv/nchw", "peer": "peer/nchw"}
-    row = {"case": "a", "pass": "forward", "ratios": {"peer/nchw": 2.0}, "best": best}
-    wanted = tmp_path / "a.png"
-    assert report.plot({"rows": [row]}, wanted) == str(wanted)
-    assert wanted.read_bytes().startswith(b"\x89PNG")
-    assert "no row" in report.plot({"rows": []}, wanted)
-
-
-def test_the_host_cost_of_a_launch_is_measured_without_a_gpu(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("numba_cuda")
-    pytest.importorskip("cupy")
-    from bench import launch
-
-    out = tmp_path / "a.json"
-    arguments = ["--batches", "2", "--out", str(out), "--bar", "1e9", "--profile", "3"]
-    assert launch.main(arguments) == 0
-    result = result_of(out)
-    assert result["calls"]["conv2d"]["launches"] >= 1
-    assert result["calls"]["conv2d"]["microseconds"] > 0
-    assert any("conv2d" in row["where"] for row in result["profile"])
-    assert launch.main([*arguments, "--case", "lenet6"]) == 1
-    assert "is not in main or hard" in capsys.readouterr().err
-
-
-def test_the_program_starts_and_lists() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.run", "--list", "--set", "hard"],
-        cwd=machine.ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert len(done.stdout.splitlines()) == 30
-
-
-def test_the_gpu_script_runs_every_part_and_reports_a_failure(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text(
-        "#!/bin/bash\n"
-        "case $1 in -) cat >/dev/null;; -c) echo -n 4;;\n"
-        "*) echo ran $2; [ $2 != pytest ];; esac\n"
-    )
-    python.chmod(0o755)
-
-    def script(*parts: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["bash", str(machine.ROOT / "bench" / "gpu.sh"), *parts],
-            env={"PATH": "/usr/bin:/bin", "PYTHON": str(python), "RESULTS": str(tmp_path / "r")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    done = script()
-    ran = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("ran ")]
-    assert ran == ["gpuconv", "pytest", "bench.run", "bench.launch", "bench.run"]
-    assert done.returncode == 1  # the tests failed, and the other parts ran all the same
-    assert script("layers", "launch").returncode == 0
-    assert "no part bogus" in script("bogus").stderr
-
-
-def test_the_gpu_script_says_in_one_line_that_there_is_no_gpu(tmp_path: Path) -> None:
-    try:
-        get_backend("cuda")
-    except DeviceError:
-        pass
-    else:
-        pytest.skip("there is a GPU")
-    done = subprocess.run(
-        ["bash", str(machine.ROOT / "bench" / "gpu.sh")],
-        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "RESULTS": str(tmp_path / "r")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("gpu.sh: error: device 'cuda'")
-    assert done.stderr.count("\n") == 1

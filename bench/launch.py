@@ -93,6 +93,7 @@ def stubbed(capability: str = "90") -> Iterator[tuple[Any, Counter]]:
                 real.runtime,
                 getDevice=lambda: 0,
                 getDeviceCount=lambda: 1,
+                streamIsCapturing=lambda _: False,
                 getDeviceProperties=lambda _: properties,
             ),
             get_current_stream=lambda: stream,

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import driver
 from gpuconv.errors import DeviceError, DtypeError
 from gpuconv.reference.conv import Conv
 from gpuconv.reference.loss import Loss
@@ -104,8 +105,8 @@ def _cuda_backend(name: str) -> Backend:
         if str(error.name).startswith("gpuconv"):
             raise
         raise DeviceError(
-            f"backend {name!r} needs the kernels' compiler ({error}); install gpuconv[cuda13] or "
-            f"gpuconv[cuda12], or use backend 'numpy'"
+            f"backend {name!r} needs the kernels' compiler ({error}); install the extra cuda13 or "
+            f"cuda12 (pip install '.[cuda13]' in the checkout), or use backend 'numpy'"
         ) from error
     return CudaBackend(CupyDevice(cupy) if cupy else EmulatedDevice(), name)
 
@@ -223,15 +224,20 @@ def _cupy() -> Any:
         import cupy
     except ImportError as error:
         raise DeviceError(
-            f"device 'cuda' needs CuPy ({error}); install gpuconv[cuda13] or gpuconv[cuda12], "
-            f"or use device 'cpu'"
+            f"device 'cuda' needs CuPy ({error}); install the extra cuda13 or cuda12 "
+            f"(pip install '.[cuda13]' in the checkout), or use device 'cpu'"
         ) from None
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(
-            f"device 'cuda' is not usable: {error}; check the driver with nvidia-smi, or use 'cpu'"
-        ) from None
+        why = f"{error}; check the driver with nvidia-smi"
+        if str(error).startswith(("cudaErrorInsufficientDriver", "cudaErrorNoDevice")):
+            found = driver.find()
+            if found is None:
+                why = "this machine has no NVIDIA driver"
+            elif not found.gpus:
+                why = "the driver shows no GPU"
+        raise DeviceError(f"device 'cuda' is not usable: {why}; use device 'cpu'") from None
     if count == 0:
         raise DeviceError("device 'cuda' is not usable: no GPU is visible; use device 'cpu'")
     return cupy

@@ -298,7 +298,9 @@ def check(
     name: Name,
     arch: Annotated[
         str | None,
-        typer.Option(help="Whose PTX to run: sm_80 if not given.", show_default=False),
+        typer.Option(
+            help="Whose PTX to run: sm_80 if not given, or the kernel's own.", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

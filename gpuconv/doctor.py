@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from pathlib import Path
 
 import numpy as np
 
@@ -22,8 +23,8 @@ PACKAGES = {
     "rich": "",
     "typer": "",
     "safetensors": "",
-    "matplotlib": "no curves in results.png; install gpuconv[viz]",
-    "pillow": "no images from files; install gpuconv[viz]",
+    "matplotlib": "no curves in results.png; install the extra viz",
+    "pillow": "no images from files; install the extra viz",
 }
 # What the extras cuda12 and cuda13 bring, and the major version of CUDA (0: the package's own).
 # PyTorch brings nvidia-nvjitlink-cu12, which is in nobody's way: it belongs to no side.
@@ -70,6 +71,7 @@ def examine() -> list[Check]:
         *_cuda_packages(installed, found),
         _folder(),
         _compiles(gpus[0].arch if gpus else "sm_80"),
+        *_ready_made(),
         _disassembler(),
         _backend("numpy", required=True),
         _backend("emulated", required="numba-cuda" in installed),
@@ -99,7 +101,9 @@ def works(report: list[Check]) -> str:
     ]
     if verbs:
         parts.append(f"CUDA kernels {' and '.join(verbs)}")
-    else:
+    if "ready-made kernels" in checks and ok("ready-made kernels"):
+        parts.append(f"ready-made {checks['ready-made kernels'].detail}")
+    elif not verbs:
         parts.append(f"no CUDA kernels: {checks['kernels'].detail}")
     if not ok("backend cuda"):
         parts.append(f"no GPU: {_why_no_gpu(checks)}")
@@ -165,13 +169,13 @@ def _cuda_packages(installed: Mapping[str, str], found: driver.Driver | None) ->
     """The packages of the CUDA extras, and whether they go together."""
     report = [Check(name, "ok", version) for name, version in installed.items()]
     cuda = found.cuda if found else None
-    extra = f"gpuconv[cuda{12 if cuda and cuda[0] == 12 else 13}]"
+    extra = _extra(12 if cuda and cuda[0] == 12 else 13)
     if not any(name.startswith("cupy") for name in installed):
-        report.append(Check("cupy", "absent", f"nothing runs on a GPU; install {extra}"))
+        report.append(Check("cupy", "absent", f"nothing runs on a GPU; {extra}"))
     if "numba-cuda" not in installed:
-        report.append(Check("numba-cuda", "absent", f"kernels do not compile; install {extra}"))
+        report.append(Check("numba-cuda", "absent", f"kernels do not compile; {extra}"))
     if problems := conflicts(installed, cuda):
-        detail = f"{'; '.join(problems)}. Mend it with: {mend(installed, cuda)}"
+        detail = f"{'; '.join(problems)}. Mend it in the checkout with: {mend(installed, cuda)}"
         report.append(Check("cuda packages", "FAILED", detail))
     elif majors := sorted(set(_majors(installed).values())):
         report.append(Check("cuda packages", "ok", f"all of CUDA {majors[0]}"))
@@ -210,8 +214,13 @@ def mend(installed: Mapping[str, str], cuda: tuple[int, int] | None) -> str:
     away = {name for name, major in majors.items() if major != wanted}
     if len(cupys) > 1:
         away.update(cupys)
-    install = f"pip install 'gpuconv[cuda{wanted}]'"
+    install = f"pip install '.[cuda{wanted}]'"
     return f"pip uninstall -y {' '.join(sorted(away))} && {install}" if away else install
+
+
+def _extra(cuda: int) -> str:
+    """The advice to install what the kernels need."""
+    return f"install the extra cuda{cuda} (pip install '.[cuda{cuda}]' in the checkout)"
 
 
 def _majors(installed: Mapping[str, str]) -> dict[str, int]:
@@ -241,20 +250,45 @@ def _compiles(arch: str) -> Check:
         return Check("kernels", "FAILED", f"{error}; reinstall gpuconv")
     numba_cuda = compiler.version("numba-cuda")
     if not numba_cuda:
-        ready = os.environ.get("GPUCONV_KERNELS")
-        instead = f"compiled ones are taken from {ready}" if ready else "install gpuconv[cuda13]"
-        return Check("kernels", "absent", f"there is no compiler; {instead}")
+        return Check("kernels", "absent", f"there is no compiler; {_extra(13)}")
     start = time.perf_counter()
     try:
         kernel = import_module("gpuconv.kernels.cuda.direct").grad_input_kernel("float32", False)
         binary = compiler.build(kernel, arch)
     except BROKEN as error:
         old = _version(numba_cuda) < OLDEST_NUMBA_CUDA
-        hint = f"; numba-cuda {numba_cuda} is old: pip install 'gpuconv[cuda13]'" if old else ""
+        hint = f"; numba-cuda {numba_cuda} is old: {_extra(13)}" if old else ""
         return Check("kernels", "FAILED", f"{_one_line(error)}{hint}")
     seconds = time.perf_counter() - start
     detail = f"{kernel.name} compiled for {arch} in {seconds:.1f} s: {binary.registers} registers"
-    return Check("kernels", "ok", f"{detail}; they are kept in {compiler.cache_folder()}")
+    folder = compiler.cache_folder()
+    why = compiler.unwritable(folder)
+    kept = f"they are not kept: {why}; set GPUCONV_CACHE" if why else f"they are kept in {folder}"
+    return Check("kernels", "ok", f"{detail}; {kept}")
+
+
+def _ready_made() -> list[Check]:
+    """What is in $GPUCONV_KERNELS, if it is set."""
+    given = os.environ.get("GPUCONV_KERNELS")
+    if not given:
+        return []
+    try:
+        study = import_module("gpuconv.study")
+        compiler = import_module("gpuconv.kernels.cuda.compiler")
+    except ImportError as error:
+        return [Check("ready-made kernels", "FAILED", f"{error}; reinstall gpuconv")]
+    folder = Path(given)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        why = f"GPUCONV_KERNELS={given} {what}; set it to a folder made by gpuconv kernels build"
+        return [Check("ready-made kernels", "FAILED", why)]
+    if counts := study.ready_made(folder):
+        said = ", ".join(f"{n} kernel{'s'[: n != 1]} for {arch}" for arch, n in counts.items())
+        return [Check("ready-made kernels", "ok", f"{said} in {given}")]
+    why = "has no kernels"
+    if compiler.ready_archs(folder):
+        why = "has kernels of another version of the source only"
+    return [Check("ready-made kernels", "FAILED", f"GPUCONV_KERNELS={given} {why}; build them")]
 
 
 def _disassembler() -> Check:

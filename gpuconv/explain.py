@@ -150,7 +150,7 @@ def conv2d(
     bytes are the least there can be, every number that is needed read or written once.
     """
     from gpuconv.cuda import CudaBackend
-    from gpuconv.cuda.conv import PASSES, choose
+    from gpuconv.cuda.conv import PASSES, _padded, choose
     from gpuconv.ops.conv import check_rank
     from gpuconv.study import occupancy
 
@@ -170,7 +170,8 @@ def conv2d(
     device = Recorder(arch, sms)
     be = CudaBackend(device, "explain")
     be.record(which, spec, kind, channels_last, bias, algo)
-    choice = choose(spec, kind, which, sms, algo)
+    folded = which == "grad_input" and spec.padding_mode != "zeros"  # then that of a padded image
+    choice = choose(_padded(spec) if folded else spec, kind, which, sms, algo)
 
     launches = []
     for kernel, grid in device.launches:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from gpuconv import cli, study
 from gpuconv.kernels.cuda import compiler, direct, sass
-from gpuconv.study.problems import PROBLEMS
+from gpuconv.study.problems import PROBLEMS, Numbers
 from tests.test_cli import fails, gpuconv
 from tests.test_study import FORWARD, copying, launching, needs_compiler, needs_nvdisasm
 
@@ -95,6 +95,7 @@ def test_inspecting_the_code_itself() -> None:
     done = run("inspect", FORWARD, "--sass", "--ptx")
     assert f".visible .entry {FORWARD}(" in done.stdout
     (loop,) = [line for line in done.stdout.splitlines() if " |" in line and "FFMA" in line]
+    assert loop.startswith("0x")
     assert loop.split()[1:3] == ["|", "FFMA"]
     assert "total_sum += load_nc" in done.stdout
 
@@ -110,6 +111,9 @@ def test_without_a_disassembler_the_rest_is_printed(
     lines = run("inspect", FORWARD, "--sass").stdout.splitlines()
     assert lines[-1] == "no instructions are shown: nvdisasm is not installed; install it"
     assert any(line.startswith("registers") for line in lines)
+    done = run("inspect", FORWARD, "--sass", "--json")
+    assert json.loads(done.stdout)["sass"] is None
+    assert lines[-1] in done.stderr
     family = run("inspect", "direct").stdout.splitlines()
     assert family[-1] == lines[-1]
     assert any(line.startswith(WEIGHT) for line in family)
@@ -141,11 +145,85 @@ def test_a_failed_check_is_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "error: oob-global x1 at" in said
         assert "store(y, i, load(x, i))" in said
         assert "in problem: too far" in said
+        assert "accesses outside of arrays, and misaligned ones, are not counted" in said
     run("check", "copy", "--json", status=1)
     kernel = copying(1, -1)
     monkeypatch.setitem(PROBLEMS, "direct", [("too short", launching(kernel, 1023))])
     said = run("check", "copy", status=1).stdout
-    assert "too short: 1 numbers were left unwritten" in said
+    assert "error: 1 number is left unwritten\n    in problem: too short" in said
+
+
+@needs_compiler
+def test_wrong_numbers_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = copying(1, 0)
+    monkeypatch.setattr(study, "find", lambda name: {"direct": [kernel]})
+
+    def problem(be: Any, numbers: Numbers) -> Any:
+        y = launching(kernel, 1023)(be, numbers)
+        return y * 1.5 if hasattr(be, "device") else y
+
+    monkeypatch.setitem(PROBLEMS, "direct", [("three halves", problem)])
+    for name in ("copy", "direct"):
+        said = run("check", name, status=1).stdout
+        assert "error: results are off by 5.0e-01 of the largest number (1.0e-05 is allowed" in said
+        assert "\n    in problem: three halves" in said
+    held = json.loads(run("check", "copy", "--json", status=1).stdout)
+    assert held["ok"] is False
+    assert held["problems"][0]["off"] == pytest.approx(0.5)
+    monkeypatch.setitem(PROBLEMS, "direct", [("a copy", launching(kernel, 1023))])
+    said = run("check", "copy").stdout
+    assert "1 problem; results are equal to the truth bit for bit" in said
+    assert "a copy: 1 launch\n" in "\n".join(line.rstrip() for line in said.splitlines())
+
+
+@needs_compiler
+def test_long_source_lines_are_folded(few: list[str]) -> None:
+    said = run("check", FORWARD, columns=80).stdout
+    assert "…" not in said
+    assert "parameters" in said
+    assert "x (2, 4, 3, 7, 9), w (6, 2, 2, 3, 3), padding" in " ".join(said.split())
+
+
+@needs_compiler
+def test_what_takes_long_is_announced(
+    few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path))
+    compiler.compile.cache_clear()
+    assert run("inspect", "direct").stderr == "compiling 3 kernels for sm_90 ...\n"
+    assert run("inspect", "direct").stderr == ""
+    assert run("check", FORWARD).stderr == "compiling 1 kernel for sm_80 ...\n"
+
+
+def test_a_folder_to_build_in_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(compiler, "compile", None)  # nothing is compiled
+    for out, said in (("file", "is a file; name a folder"), ("file/x", "(Not a directory); name")):
+        done = run("build", "--out", tmp_path / out, FORWARD, status=1)
+        (line,) = done.stderr.splitlines()
+        assert f"--out {tmp_path / out} " in line
+        assert said in line
+    monkeypatch.setenv("GPUCONV_KERNELS", str(tmp_path / "file"))
+    for command in ("inspect", "check"):
+        done = run(command, FORWARD, status=1)
+        assert done.stderr.endswith(
+            f"GPUCONV_KERNELS={tmp_path / 'file'} is a file; name a folder\n"
+        )
+    done = run("build", "--out", tmp_path / "new", FORWARD, status=1)
+    assert done.stderr.endswith("is a file; name a folder\n")
+
+
+def test_kernels_for_other_architectures_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "compile", None)  # nothing is compiled
+    new, old = "tiled_64x64_nhwc", "tiled_64x64_nhwc_sm75"
+    for command in ("inspect", "check"):
+        done = run(command, new, "--arch", "sm_75", status=1)
+        assert done.stderr == f"gpuconv: error: kernel {new} needs sm_80 or later; use {old}\n"
+    done = run("build", "--out", tmp_path, "--arch", "sm_75", new, status=1)
+    assert f"{new}  sm_75   skipped needs sm_80 or later; use {old}\n" in done.stdout
+    assert done.stderr == "gpuconv: error: none of these kernels is for sm_75\n"
 
 
 @needs_compiler
@@ -178,9 +256,13 @@ def test_ready_made_code_serves_where_nothing_can_be_compiled(tmp_path: Path) ->
     found = gpuconv("kernels", "inspect", FORWARD, "--arch", "sm_80", **env)
     assert found.returncode == 0, found.stderr
     refused = gpuconv("kernels", "inspect", FORWARD, "--arch", "sm_86", **env)
-    fails(refused, "needs numba-cuda", "install gpuconv[cuda13]")
-    refused = gpuconv("kernels", "build", "--out", tmp_path, "--arch", "sm_86", **env)
-    fails(refused, "needs numba-cuda", "install gpuconv[cuda13]")
+    last = refused.stderr.splitlines()[-1]
+    assert f"{out} has kernels for sm_80, none for sm_86; use --arch sm_80" in last
+    refused = gpuconv("kernels", "build", "--out", tmp_path, "--arch", "sm_86", FORWARD, **env)
+    fails(refused, "there is no compiler", f"{out} has kernels for sm_80")
+    env.pop("GPUCONV_KERNELS")
+    refused = gpuconv("kernels", "build", "--out", tmp_path, "--arch", "sm_86", FORWARD, **env)
+    fails(refused, "needs numba-cuda", compiler.INSTALL)
 
 
 def test_a_build_that_fails_is_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +272,7 @@ def test_a_build_that_fails_is_status_1(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(compiler, "compile", refuse)
     done = run("build", "--out", tmp_path, "--jobs", 1, "--arch", "sm_80", FORWARD, status=1)
     assert f"{FORWARD}  sm_80   failed  it cannot be" in done.stdout
-    assert "1 of 1 kernels did not compile" in done.stderr
+    assert "1 of 1 kernel did not compile" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gpuconv import doctor, driver
+from gpuconv import backends, doctor, driver
 from gpuconv.doctor import Check, conflicts, mend
 from gpuconv.driver import Driver, Gpu
 from gpuconv.errors import DeviceError
@@ -88,40 +89,40 @@ def test_packages_that_go_together(installed: dict[str, str], cuda: tuple[int, i
             "(cuda-bindings, cupy-cuda12x, nvidia-cuda-nvcc-cu12) and 13 (cupy-cuda13x, "
             "nvidia-nvvm, nvidia-nvjitlink) are mixed",
             "pip uninstall -y cuda-bindings cupy-cuda12x cupy-cuda13x nvidia-cuda-nvcc-cu12 && "
-            "pip install 'gpuconv[cuda13]'",
+            "pip install '.[cuda13]'",
         ),
         (
             CUDA13 | CUDA12,
             (12, 4),
             "overwrite each other's files",
             "pip uninstall -y cupy-cuda12x cupy-cuda13x nvidia-nvjitlink nvidia-nvvm && "
-            "pip install 'gpuconv[cuda12]'",
+            "pip install '.[cuda12]'",
         ),
         (
             CUDA13 | {"cuda-bindings": "12.9.10"},
             None,
             "packages of CUDA 12 (cuda-bindings) and 13 (cupy-cuda13x, nvidia-nvvm, "
             "nvidia-nvjitlink) are mixed",
-            "pip uninstall -y cuda-bindings && pip install 'gpuconv[cuda13]'",
+            "pip uninstall -y cuda-bindings && pip install '.[cuda13]'",
         ),
         (
             CUDA13 | {"nvidia-nvvm": "13.5.37"},
             None,
             "nvidia-nvjitlink 13.0.88 does not read what nvidia-nvvm 13.5.37 writes",
-            "pip install 'gpuconv[cuda13]'",
+            "pip install '.[cuda13]'",
         ),
         (
             {"cupy": "13.6.0", "cupy-cuda13x": "14.2.0"},
             None,
             "cupy and cupy-cuda13x overwrite each other's files",
-            "pip uninstall -y cupy cupy-cuda13x && pip install 'gpuconv[cuda13]'",
+            "pip uninstall -y cupy cupy-cuda13x && pip install '.[cuda13]'",
         ),
         (
             CUDA13,
             (12, 4),
             "the driver is for CUDA 12.4, cupy-cuda13x for 13: update the driver",
             "pip uninstall -y cuda-bindings cupy-cuda13x nvidia-nvjitlink nvidia-nvvm && "
-            "pip install 'gpuconv[cuda12]'",
+            "pip install '.[cuda12]'",
         ),
     ],
 )
@@ -136,7 +137,7 @@ def test_packages_that_do_not(
         if check.name == "cuda packages"
     ]
     assert check.status == "FAILED"
-    assert check.detail.endswith(f". Mend it with: {commands}")
+    assert check.detail.endswith(f". Mend it in the checkout with: {commands}")
 
 
 def test_packages_of_cuda_that_are_absent() -> None:
@@ -145,7 +146,7 @@ def test_packages_of_cuda_that_are_absent() -> None:
         ("cupy", "absent"),
         ("numba-cuda", "absent"),
     ]
-    assert all("install gpuconv[cuda12]" in check.detail for check in report)
+    assert all("pip install '.[cuda12]' in the checkout" in check.detail for check in report)
 
 
 class Library:
@@ -269,7 +270,7 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     check = doctor._compiles("sm_80")
     assert check == Check("kernels", "FAILED", "Unsupported .version 9.5; current version is '9.0'")
     monkeypatch.setattr(compiler, "version", lambda package: "0.18.1")
-    hint = "; numba-cuda 0.18.1 is old: pip install 'gpuconv[cuda13]'"
+    hint = f"; numba-cuda 0.18.1 is old: {compiler.INSTALL}"
     assert doctor._compiles("sm_80").detail == check.detail + hint
 
 
@@ -279,9 +280,44 @@ def test_a_machine_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "version", lambda package: "")
     monkeypatch.delenv("GPUCONV_KERNELS", raising=False)
     check = doctor._compiles("sm_80")
-    assert check == Check("kernels", "absent", "there is no compiler; install gpuconv[cuda13]")
-    monkeypatch.setenv("GPUCONV_KERNELS", "/ready")
-    assert doctor._compiles("sm_80").detail.endswith("; compiled ones are taken from /ready")
+    assert check == Check("kernels", "absent", f"there is no compiler; {compiler.INSTALL}")
+
+
+def test_ready_made_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpuconv.kernels.cuda import compiler, direct
+
+    monkeypatch.delenv("GPUCONV_KERNELS", raising=False)
+    assert doctor._ready_made() == []
+    monkeypatch.setenv("GPUCONV_KERNELS", str(tmp_path / "ready"))
+    assert "does not exist" in doctor._ready_made()[0].detail
+    (tmp_path / "ready").mkdir()
+    assert "has no kernels" in doctor._ready_made()[0].detail
+    binary = compiler.Binary("", "sm_90", "", b"", 1, 0, 0, 0, 0)
+    kernels = direct.kernels()[:2]
+    for kernel in kernels:
+        compiler.write(tmp_path / "ready" / f"{kernel.name}-0.json", "0", binary)
+    assert "of another version of the source only" in doctor._ready_made()[0].detail
+    for kernel in kernels:
+        key = compiler.source_key(kernel, "sm_90")
+        compiler.write(tmp_path / "ready" / compiler.file_name(kernel, key), key, binary)
+    said = f"2 kernels for sm_90 in {tmp_path / 'ready'}"
+    assert doctor._ready_made() == [Check("ready-made kernels", "ok", said)]
+    monkeypatch.setenv("GPUCONV_KERNELS", str(tmp_path / "ready" / compiler.file_name(kernel, key)))
+    (check,) = doctor._ready_made()
+    assert check.status == "FAILED"
+    assert "is a file" in check.detail
+
+
+def test_kernels_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba_cuda")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path / "file"))
+    check = doctor._compiles("sm_80")
+    assert check.status == "ok"
+    said = f"; they are not kept: {tmp_path / 'file'} is a file; set GPUCONV_CACHE"
+    assert check.detail.endswith(said)
+    monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path / "cache"))
+    assert doctor._compiles("sm_80").detail.endswith(f"; they are kept in {tmp_path / 'cache'}")
 
 
 def test_an_installation_without_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,3 +356,35 @@ def test_the_closing_line() -> None:
     )
     ready = report(kernels="absent: no compiler")
     assert doctor.works(ready) == f"{cpu}; {gpu}; CUDA kernels run in the emulator"
+    made = [*bare, Check("ready-made kernels", "ok", "2 kernels for sm_90 in /x")]
+    assert "; ready-made 2 kernels for sm_90 in /x; " in doctor.works(made)
+    assert "no CUDA kernels" not in doctor.works(made)
+    none = [*bare, Check("ready-made kernels", "FAILED", "/x does not exist")]
+    assert "no CUDA kernels: why not; " in doctor.works(none)
+    assert doctor.works(none).endswith("FAILED: backend cuda, ready-made kernels")
+
+
+@pytest.mark.parametrize(
+    ("error", "found", "said"),
+    [
+        ("cudaErrorInsufficientDriver", None, "not usable: this machine has no NVIDIA driver; use"),
+        ("cudaErrorNoDevice", Driver("", (13, 0), ()), "not usable: the driver shows no GPU; use"),
+        ("cudaErrorInsufficientDriver", Driver("", (12, 0), (H100,)), "driver with nvidia-smi"),
+        ("cudaErrorUnknown", None, "cudaErrorUnknown: what it means; check the driver"),
+    ],
+)
+def test_a_gpu_that_cupy_does_not_find(
+    error: str, found: Driver | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class CUDARuntimeError(Exception):
+        pass
+
+    def count() -> int:
+        raise CUDARuntimeError(f"{error}: what it means")
+
+    runtime = SimpleNamespace(getDeviceCount=count, CUDARuntimeError=CUDARuntimeError)
+    cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(driver, "find", lambda: found)
+    with pytest.raises(DeviceError, match=said):
+        backends._cupy.__wrapped__()

@@ -12,10 +12,10 @@ import pytest
 
 from gpuconv import study
 from gpuconv.errors import ArgumentError, DeviceError
-from gpuconv.kernels.cuda import compiler, sass
-from gpuconv.kernels.cuda.compiler import F32, I32, CompileError, Kernel
+from gpuconv.kernels.cuda import compiler, sass, tiled
+from gpuconv.kernels.cuda.compiler import F32, I32, CompileError, Data, Kernel
 from gpuconv.study import check
-from gpuconv.study.problems import PROBLEMS
+from gpuconv.study.problems import PROBLEMS, Numbers
 
 FORWARD = "direct_forward_nchw_zeros_float32"
 needs_compiler = pytest.mark.skipif(
@@ -301,10 +301,10 @@ def test_every_kernel_is_launched_by_a_problem_of_its_family() -> None:
     assert list(PROBLEMS) == list(study.families())
     for family, module in study.families().items():
         kernels = module.kernels()
-        found: set[str] = set()  # shared memory may be the problem's, so kernels are told by name
+        found: set[str] = set()
         for arch in ("sm_80", "sm_75"):
             for _, problem in PROBLEMS[family]:
-                found |= {kernel.name for kernel in check.launched(problem, arch)}
+                found |= check.launched(problem, arch)
         missing = [k.name for k in kernels if k.name not in found]
         assert missing == [], f"add rows for family {family}"
         labels = [label for label, _ in PROBLEMS[family]]
@@ -331,8 +331,8 @@ def test_unknown_names_and_architectures() -> None:
 def launching(kernel: Kernel, size: int, blocks: int = 1) -> Callable[..., Any]:
     """A problem: `kernel` from an array x of `size` numbers to one y; the truth is x."""
 
-    def problem(be: Any, rng: np.random.Generator) -> Any:
-        x = rng.standard_normal(size).astype(np.float32)
+    def problem(be: Any, numbers: Numbers) -> Any:
+        x = numbers.draw((size,))
         if not hasattr(be, "device"):
             return x
         y = be.device.empty(x.shape, x.dtype)
@@ -387,8 +387,9 @@ def test_checking_a_sound_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     (seen,) = result.kernels
     assert result.ok
     assert result.arch == "sm_80"
-    assert result.results == [check.Result("a problem", 0, 0.0)]
-    assert (seen.launches, seen.problems) == (1, ["a problem"])
+    (numbers,) = result.results
+    assert (numbers.unwritten, numbers.off, numbers.plain, numbers.allowed) == (0, 0, 0, 1e-5)
+    assert (seen.launches, seen.problems) == (1, {"a problem": 1})
     load, store = sorted(seen.access.values(), key=lambda a: a.op)
     assert (load.op, store.op) == ("ld.global.f32", "st.global.f32")
     assert load.requests == store.requests == 32
@@ -396,6 +397,9 @@ def test_checking_a_sound_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert study.source_line(load.file, load.line) == "store(y, i, load(x, i))"
     assert seen.by_class["load.global"] == seen.by_class["store.global"] == 1023
     assert seen.by_line.total() == seen.thread_instructions
+    assert seen.by_line[check.PARAMETERS] == seen.by_class["load.param"] == 2 * 1023
+    sources = {study.source_line(*place) for place in seen.by_line}
+    assert "def copy(x: F32, y: F32) -> None:" not in sources
     assert json.loads(json.dumps(result.to_dict()))["ok"] is True
 
 
@@ -436,8 +440,80 @@ def test_races_and_bank_conflicts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_kernel_that_nothing_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PROBLEMS, "planted", [("a problem", launching(copying(1, 0), 9))])
-    with pytest.raises(ArgumentError, match="no problem launches copy on sm_86"):
-        check.check("planted", [copying(2, 0)], "sm_86")
+    other = dataclasses.replace(copying(2, 0), name="other")
+    with pytest.raises(ArgumentError, match="no problem launches other on sm_86: add a row"):
+        check.check("planted", [other], "sm_86")
+    with pytest.raises(ArgumentError, match="no problem launches other on sm_80: add a row"):
+        check.check("planted", [other])
+
+
+@needs_compiler
+def test_a_kernel_whose_shared_memory_is_the_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = dataclasses.replace(copying(1, 0), shared=256)
+    monkeypatch.setitem(PROBLEMS, "planted", [("a problem", launching(launched, 1023))])
+    (seen,) = check.check("planted", [copying(1, 0)]).kernels
+    assert seen.launches == 1
+
+
+def _times(dtype: str, factor: float) -> Callable[..., None]:
+    from numba import cuda, types
+
+    from gpuconv.kernels.cuda.ptx import i32, load, store
+
+    by = getattr(types, dtype)(factor)
+
+    def times(x: Data, y: Data) -> None:
+        i = i32(cuda.threadIdx.x)
+        store(y, i, load(x, i) * by)
+
+    return times
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "ok"),
+    [
+        ("float32", 1 + 1e-6, True),
+        ("float32", 1 + 1e-3, False),
+        ("float32", np.inf, False),
+        ("float64", 1 + 1e-13, True),
+        ("float64", 1 + 1e-9, False),
+        ("int32", 1, True),
+        ("int32", 2, False),
+    ],
+)
+@needs_compiler
+def test_wrong_numbers_are_an_error(
+    dtype: str, factor: float, ok: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Kernel("times", _times, (("dtype", dtype), ("factor", factor)), 32)
+
+    def problem(be: Any, numbers: Numbers) -> Any:
+        x = numbers.draw((32,), dtype) if dtype != "int32" else np.arange(32, dtype=dtype)
+        if not hasattr(be, "device"):
+            return x
+        y = be.device.empty(x.shape, x.dtype)
+        be.device.prepare(kernel, (1, 1, 1))(x, y)
+        return y
+
+    monkeypatch.setitem(PROBLEMS, "planted", [("a problem", problem)])
+    result = check.check("planted", [kernel])
+    assert result.ok == ok
+    (numbers,) = result.results
+    assert numbers.off == (np.inf if factor == np.inf else pytest.approx(factor - 1, rel=0.1))
+    held = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (held["ok"], held["problems"][0]["ok"]) == (ok, ok)
+
+
+def test_numbers_are_judged_by_the_error_budget_or_the_limit() -> None:
+    truth = np.array([1.0, -2.0, np.inf])
+    plain = (truth * (1 + 1e-3)).astype(np.float32)  # a problem that is badly conditioned
+    ours = (truth * (1 - 3e-3)).astype(np.float32)
+    assert check._judge("", ours, plain, truth).ok
+    assert not check._judge("", ours, truth.astype(np.float32), truth).ok
+    assert not check._judge("", -ours, plain, truth).ok
+    assert not check._judge("", ours[:2], plain, truth).ok
+    ours[1] = np.nan
+    assert check._judge("", ours, plain, truth).unwritten == 1
 
 
 @needs_compiler
@@ -458,7 +534,7 @@ def test_building_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog:
 
     monkeypatch.setenv("GPUCONV_KERNELS", str(out))
     monkeypatch.setattr(compiler, "build", None)
-    monkeypatch.setattr(compiler, "cache_folder", None)
+    monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path / "none"))
     compiler.compile.cache_clear()
     assert compiler.compile(kernels[1], "sm_90").registers > 0
 
@@ -479,10 +555,6 @@ def test_what_does_not_compile_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 
         monkeypatch.setattr(compiler, "compile", refuse)
 
-    raising(CompileError("ptxas: Feature 'cp.async' requires .target sm_80 or higher"))
-    assert [b.status for b in study.build([kernel], ["sm_75"], tmp_path)] == ["skipped"]
-    with pytest.raises(DeviceError, match=r"requires \.target"):
-        study.inspect([kernel], "planted", "sm_75")
     raising(CompileError("error\n  in line 3"))
     (made,) = study.build([kernel], ["sm_75"], tmp_path)
     assert (made.status, made.detail) == ("failed", "error in line 3")
@@ -493,20 +565,20 @@ def test_what_does_not_compile_is_told(tmp_path: Path, monkeypatch: pytest.Monke
         study.inspect([kernel], "planted", "sm_75")
 
 
-@needs_compiler
-def test_inspecting_leaves_out_what_needs_a_newer_architecture(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    binary = compiler.compile(copying(1, 0), "sm_75")
-
-    def only_the_first(kernel: Kernel, arch: str) -> Any:
-        if dict(kernel.constants)["stride"] == 1:
-            return binary
-        raise CompileError("Feature 'cp.async' requires .target sm_80 or higher")
-
-    monkeypatch.setattr(compiler, "compile", only_the_first)
-    rows = study.inspect([copying(2, 0), copying(1, 0), copying(3, 0)], "planted", "sm_75")
-    assert [row.kernel for row in rows] == [copying(1, 0)]
+def test_kernels_that_are_for_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    new, old = (tiled.kernel(tiled.CONFIGS[2], False, way) for way in (True, False))
+    plain = copying(1, 0)
+    assert study.fitting([new, old, plain], "sm_75") == [old, plain]
+    assert study.fitting([new, old, plain], "sm_90a") == [new, plain]
+    monkeypatch.setattr(compiler, "compile", None)  # nothing is compiled in vain
+    for way in (study.inspect, check.check):
+        with pytest.raises(ArgumentError, match=f"needs sm_80 or later; use {old.name}"):
+            way([new], "tiled", "sm_75") if way is study.inspect else way("tiled", [new], "sm_75")
+    with pytest.raises(ArgumentError, match=f"is for sm_75 only; .* or {new.name}"):
+        study.inspect([old], "tiled", "sm_90")
+    assert (check.target([old], None), check.target([old, new], None)) == ("sm_75", "sm_80")
+    (built,) = study.build([old], ["sm_90"], Path("nowhere"))
+    assert (built.status, built.detail.split(";")[0]) == ("skipped", "is for sm_75 only")
 
 
 def test_sources_of_code_compiled_elsewhere() -> None:
@@ -536,4 +608,6 @@ def test_findings_of_several_launches_are_one() -> None:
     assert (found.count, found.problem, found.line) == (4, "first", 3)
     (access,) = seen.access.values()
     assert (access.op, access.requests, access.units) == ("ld.global.f32", 2, 16)
+    assert seen.problems == {"first": 1, "second": 1}
+    assert not seen.uncounted
     assert seen.lanes == 1.0

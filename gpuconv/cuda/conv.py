@@ -29,6 +29,8 @@ PASSES = ("forward", "grad_input", "grad_weight")
 DIRECT_COST = 8
 # The cycles of the two launches, or more, that pack arrays for tiled. An estimate, too.
 PACKING = 6000
+# The gradient by input is a product for each remainder by the strides: too many are not worth it.
+MOST_CLASSES = 64
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,19 @@ def choose(spec: ConvSpec, dtype: Any, which: str, sms: int, algo: str = "auto")
             "depthwise": "every output channel has one input channel: bound by memory",
         }
         return Choice(possible[0], why[possible[0]])
-    if "tiled" in possible:
+    classes = prod(map(min, spec.stride, spec.x_shape[2:])) if which == "grad_input" else 1
+    if "tiled" in possible and classes <= MOST_CLASSES:
         tiles, takes = tiling(spec, which, sms)
-        takes, alone = takes + PACKING, spec.macs * DIRECT_COST / (128 * sms)
+        takes, alone = takes + PACKING * classes, spec.macs * DIRECT_COST / (128 * sms)
         compared = f"by the model {takes:,.0f} cycles tiled, {alone:,.0f} direct"
         if takes <= alone:
             return Choice("tiled", compared, tiles)
         return Choice("direct", compared)
     if "direct" in possible:
-        return Choice("direct", f"tiled cannot take it: {obstacle('tiled', spec, dtype)}")
+        reason = (
+            obstacle("tiled", spec, dtype) or f"it would be {classes} products, one a remainder"
+        )
+        return Choice("direct", f"tiled cannot take it: {reason}")
     return Choice("im2col", f"direct cannot take it: {obstacle('direct', spec, dtype)}")
 
 

@@ -119,7 +119,10 @@ class CupyDevice:
                 if name in varying:
                     cells[name] = cell
                 else:
-                    cell.value = numbers.pop(name)
+                    number = numbers.pop(name)
+                    cell.value = number
+                    if "int" in kind and cell.value != number:
+                        raise OverflowError(f"kernel {kernel.name}: {name}={number} is no {kind}")
             _none_left(kernel, numbers)
             tables.append((ctypes.c_uint64 * len(table))(*table))
             head = self._function(kernel).ptr, *grid, kernel.threads, 1, 1, kernel.shared
@@ -129,6 +132,7 @@ class CupyDevice:
         taken, write = len(plan.arrays), struct.Struct(f"{len(names) - 1}Q").pack_into
         launch, stream, lock = self._driver.launchKernel, self._stream, threading.Lock()
         alloc = self.xp.cuda.alloc if total else None
+        capturing, captured = self._runtime.streamIsCapturing, []
 
         def run(*arrays: Array | None, **numbers: float) -> None:
             if (numbers or cells) and numbers.keys() != cells.keys():
@@ -146,6 +150,8 @@ class CupyDevice:
                 for name, value in numbers.items():
                     cells[name].value = value
                 current = stream().ptr
+                if alloc and current and capturing(current):
+                    captured.append(memory)  # the graph writes there whenever it is launched
                 for head, table in launches:
                     launch(*head, current, table, 0)
 

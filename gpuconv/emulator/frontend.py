@@ -21,7 +21,8 @@ def _import(name: str) -> Any:
         return import_module(name)
     except ModuleNotFoundError as e:
         raise EmulatorError(
-            f"emulator: compiling to PTX needs {name}: pip install 'gpuconv[cuda13]'"
+            f"emulator: compiling to PTX needs {name}: install the extra cuda13 "
+            f"(pip install '.[cuda13]' in the checkout)"
         ) from e
 
 

@@ -92,7 +92,8 @@ class Module:
         prog = self.program(name)
         grid, block = _dim3(grid), _dim3(block)
         nthreads, nblocks = int(np.prod(block)), int(np.prod(grid))
-        if not 0 < nthreads <= 1024 or nblocks <= 0 or block[2] > 64:
+        fits = nthreads <= 1024 and block[2] <= 64 and grid[0] < 2**31 and max(grid[1:]) < 2**16
+        if not fits or min(nthreads, nblocks) <= 0:
             raise PtxError(f"invalid launch configuration {grid} x {block}")
         if prog.max_threads and nthreads > prog.max_threads:
             raise PtxError(

@@ -44,7 +44,7 @@ class ReLU(_Activation):
         return self.y
 
     def backward(self, be: Backend, gy: Array) -> Array:
-        return gy * (self.y > 0)
+        return be.xp.where(self.y <= 0, be.xp.zeros_like(gy), gy)  # NaN passes it on, as in torch
 
 
 class LeakyReLU(_Activation):

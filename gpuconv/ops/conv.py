@@ -84,7 +84,7 @@ class FusedConv(Conv):
         return y
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
-        g = gy if self.y is None else gy * (self.y > 0)
+        g = gy if self.y is None else be.xp.where(self.y <= 0, be.xp.zeros_like(gy), gy)
         return *super().backward(be, g), g if self.needs[3] else None
 
 

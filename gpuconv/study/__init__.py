@@ -9,7 +9,6 @@ How they behave when they run is `gpuconv.study.check`; what the program prints 
 """
 
 import linecache
-import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -83,6 +82,48 @@ def check_arch(arch: str) -> str:
     if arch not in (*LIMITS, "sm_90a", "sm_100a", "sm_120a"):
         raise ArgumentError(f"architecture {arch!r} is unknown; use one of {', '.join(LIMITS)}")
     return arch
+
+
+def unfit(kernel: Kernel, arch: str) -> str:
+    """Why a kernel is never launched on `arch`, and what is; "" for one that is.
+
+    Kernels with asynchronous copies are for sm_80 and later, their twins NAME_sm75 for sm_75.
+    """
+    asynchronous = dict(kernel.constants).get("asynchronous")
+    if asynchronous is None or asynchronous == (arch != "sm_75"):
+        return ""
+    if asynchronous:
+        return f"needs sm_80 or later; use {kernel.name}_sm75"
+    return f"is for sm_75 only; use --arch sm_75, or {kernel.name.removesuffix('_sm75')}"
+
+
+def fitting(kernels: list[Kernel], arch: str) -> list[Kernel]:
+    """Those that are launched on `arch`; ArgumentError if none is."""
+    found = [kernel for kernel in kernels if not unfit(kernel, check_arch(arch))]
+    if kernels and not found:
+        raise ArgumentError(f"kernel {kernels[0].name} {unfit(kernels[0], arch)}")
+    return found
+
+
+def cold(kernels: list[Kernel], arch: str) -> list[Kernel]:
+    """Those that are yet to be compiled. DeviceError if $GPUCONV_KERNELS is no folder."""
+    try:
+        places = [compiler.places(kernel, arch) for kernel in kernels]
+    except CompileError as error:
+        raise DeviceError(str(error)) from error
+    return [
+        kernel
+        for kernel, files in zip(kernels, places, strict=True)
+        if not any(path.is_file() for path, _ in files)
+    ]
+
+
+def ready_made(folder: Path) -> dict[str, int]:
+    """Architecture -> how many kernels the folder has for it, made from the source there is now."""
+    every = [kernel for module in families().values() for kernel in module.kernels()]
+    archs = compiler.ready_archs(folder)
+    counts = {arch: sum(compiler.is_ready(folder, k, arch) for k in every) for arch in archs}
+    return {arch: count for arch, count in counts.items() if count}
 
 
 def about(family: str) -> str:
@@ -191,8 +232,8 @@ class Inspection:
                 "loop_spills": sass.spills_in(self.loop),
                 "loop_ffma_share": share(self.loop),
             }
-        if with_sass and self.code is not None:
-            result["sass"] = [
+        if with_sass:  # null where there is no disassembler, as "no_code" says
+            result["sass"] = self.code and [
                 {"address": i.address, "text": str(i).strip(), "file": i.file, "line": i.line}
                 for i in self.code
             ]
@@ -221,21 +262,14 @@ def share(instructions: list[Instruction]) -> float:
 
 
 def inspect(kernels: list[Kernel], family: str, arch: str) -> list[Inspection]:
-    """Compile for `arch` and take apart; without those that need a newer one, if there are others.
+    """Compile for `arch` and take apart; without those that are not for it, if there are others.
 
-    DeviceError where there is no compiler.
+    ArgumentError where all are for another, DeviceError where one cannot be compiled.
     """
-    rows, last = [], CompileError(f"family {family} has no kernels")
-    for kernel in kernels:
-        try:
-            rows.append(_inspect(kernel, family, check_arch(arch)))
-        except CompileError as error:
-            last = error
-            if not _needs(str(error)):
-                break
-    if rows and (_needs(str(last)) or len(rows) == len(kernels)):
-        return rows
-    raise DeviceError(str(last)) from last
+    try:
+        return [_inspect(kernel, family, arch) for kernel in fitting(kernels, arch)]
+    except CompileError as error:
+        raise DeviceError(str(error)) from error
 
 
 def _inspect(kernel: Kernel, family: str, arch: str) -> Inspection:
@@ -248,16 +282,10 @@ def _inspect(kernel: Kernel, family: str, arch: str) -> Inspection:
         return Inspection(kernel, family, binary, held, None, str(error))
 
 
-def _needs(message: str) -> str:
-    """The architecture that an instruction needs, in what the assembler says of it; or ""."""
-    found = re.search(r"requires \.target (sm_\w+)", message)
-    return found[1] if found else ""
-
-
 @dataclass(frozen=True)
 class Built:
-    """One file that `build` made; `status` is "built", "kept", "skipped" (an instruction that the
-    architecture does not have) or "failed", and `detail` says why."""
+    """One file that `build` made; `status` is "built", "kept", "skipped" (the kernel is not
+    for the architecture) or "failed", and `detail` says why."""
 
     kernel: str
     arch: str
@@ -274,8 +302,12 @@ def build(kernels: list[Kernel], archs: list[str], out: Path, jobs: int = 1) -> 
     compiler.
     """
     todo = []
+    cold(kernels[:1], archs[0])  # raises what is wrong for all of them
     for kernel in kernels:
         for arch in map(check_arch, archs):
+            if why := unfit(kernel, arch):
+                yield Built(kernel.name, arch, "skipped", detail=why)
+                continue
             key = compiler.source_key(kernel, arch)
             path = out / compiler.file_name(kernel, key)
             if compiler.read(path, key):
@@ -287,8 +319,6 @@ def build(kernels: list[Kernel], archs: list[str], out: Path, jobs: int = 1) -> 
             if isinstance(made, Binary):
                 compiler.write(path, key, made)
                 yield Built(kernel.name, arch, "built", path.stat().st_size)
-            elif needed := _needs(made):
-                yield Built(kernel.name, arch, "skipped", detail=f"needs {needed}")
             else:
                 yield Built(kernel.name, arch, "failed", detail=" ".join(made.split()))
     except NoCompiler as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -14,11 +15,13 @@ from rich.table import Table
 
 from gpuconv import study
 from gpuconv.errors import ArgumentError, DeviceError
-from gpuconv.kernels.cuda import sass
+from gpuconv.kernels.cuda import compiler, sass
+from gpuconv.kernels.cuda.compiler import Kernel
 from gpuconv.study import Inspection, check as checking
 from gpuconv.study.check import Access, Check, Checked
 
 ROWS = 12  # of the longer tables
+UNCOUNTED = "accesses outside of arrays, and misaligned ones, are not counted"
 
 
 def list_kernels(as_json: bool) -> None:
@@ -52,14 +55,17 @@ def list_kernels(as_json: bool) -> None:
 def inspect(name: str, arch: str, show_sass: bool, show_ptx: bool, as_json: bool) -> None:
     """Compile a kernel, with no GPU: what it needs, and what its inner loop consists of."""
     (family, kernels), *_ = study.find(name).items()
-    study.check_arch(arch)
-    if len(kernels) > 1 and (show_sass or show_ptx):
+    if name == family and (show_sass or show_ptx):
         raise ArgumentError(f"{name!r} is a family; name one of its kernels for --sass and --ptx")
+    _announce(study.fitting(kernels, arch), arch)
     with _console(stderr=True).status(f"compiling for {arch}"):
         rows = study.inspect(kernels, family, arch)
+    no_code = f"no instructions are shown: {rows[0].no_code}" if rows[0].no_code else ""
     if as_json:
         result = [row.to_dict(show_sass, show_ptx) for row in rows]
         print(json.dumps(result if name == family else result[0], indent=2))
+        if no_code and show_sass:
+            print(no_code, file=sys.stderr)
         return
     console = _console()
     if name == family:
@@ -71,10 +77,9 @@ def inspect(name: str, arch: str, show_sass: bool, show_ptx: bool, as_json: bool
         if show_ptx:
             print(rows[0].binary.ptx.strip())
     if len(rows) < len(kernels):
-        console.print(f"{len(kernels) - len(rows)} more cannot be compiled for {arch}")
-    if rows[0].no_code:
-        said = f"no instructions are shown: {rows[0].no_code}"
-        console.print(said, style="yellow", soft_wrap=True)
+        console.print(f"left out: {_count(len(kernels) - len(rows), 'kernel')} not for {arch}")
+    if no_code:
+        console.print(no_code, style="yellow", soft_wrap=True)
 
 
 def build(out: Path, names: list[str] | None, arch: str, jobs: int) -> None:
@@ -83,6 +88,8 @@ def build(out: Path, names: list[str] | None, arch: str, jobs: int) -> None:
     chosen = [study.find(name) for name in names or study.families()]
     kernels = [kernel for found in chosen for group in found.values() for kernel in group]
     kernels = list(dict.fromkeys(kernels))
+    if why := compiler.unwritable(out):
+        raise ArgumentError(f"--out {why}; name a folder that can be written to")
     counts = {"built": 0, "kept": 0, "skipped": 0, "failed": 0}
     size, total = 0, len(kernels) * len(archs)
     console, width = _console(), max(len(kernel.name) for kernel in kernels)
@@ -90,19 +97,26 @@ def build(out: Path, names: list[str] | None, arch: str, jobs: int) -> None:
         for number, made in enumerate(study.build(kernels, archs, out, jobs), 1):
             counts[made.status] += 1
             size += made.size
+            if made.status == "skipped" and not names:
+                continue
             bytes_ = f"{made.size:>9,} bytes" if made.size else made.detail
             line = f"{made.kernel:{width}}  {made.arch:7} {made.status:7} {bytes_}"
             console.print(line, soft_wrap=True)
             status.update(f"{number} of {total}")
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    print(f"{said}: {size / 2**20:.1f} MiB in {out}")
+    told = " (not for that architecture)" if counts["skipped"] else ""
+    print(f"{said}{told}: {size / 2**20:.1f} MiB in {out}")
     if counts["failed"]:
-        raise DeviceError(f"{counts['failed']} of {total} kernels did not compile")
+        raise DeviceError(f"{counts['failed']} of {_count(total, 'kernel')} did not compile")
+    if counts["skipped"] == total:
+        raise ArgumentError(f"none of these kernels is for {', '.join(archs)}")
 
 
 def check(name: str, arch: str | None, as_json: bool) -> None:
     """Run a kernel in the emulator, with every check, on small problems; status 1 if one fails."""
     (family, kernels), *_ = study.find(name).items()
+    target = checking.target(kernels, arch)
+    _announce(study.fitting(kernels, target), target)
     with _console(stderr=True).status("") as status:
         result = checking.check(family, kernels, arch, status.update)
     if as_json:
@@ -113,6 +127,18 @@ def check(name: str, arch: str | None, as_json: bool) -> None:
         _show_check(_console(), result, result.kernels[0])
     if not result.ok:
         raise typer.Exit(1)
+
+
+def _announce(kernels: list[Kernel], arch: str) -> None:
+    """Say that it will take a while, where no spinner says so."""
+    console, cold = _console(stderr=True), study.cold(kernels, arch)
+    if cold and compiler.version("numba-cuda") and not console.is_terminal:
+        console.print(f"compiling {_count(len(cold), 'kernel')} for {arch} ...")
+
+
+def _count(number: int, what: str) -> str:
+    """ "1 block", "2 blocks"."""
+    return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith('ch') else 's'}"
 
 
 def _console(stderr: bool = False) -> Console:
@@ -132,27 +158,16 @@ def _table(
 ) -> None:
     """Print rows under headings: "kernel|threads>|source", where > is for numbers.
 
-    Where the lines would be too long, "source" is cut, and "kernel" and "what it does" are folded.
+    Where the lines would be too long, "kernel", "source" and "what it does" are folded.
     Rows whose position is in `marked` (-1: the last) stand out.
     """
-    table = Table(
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-        title=title,
-        title_justify="left",
-        title_style="bold",
-    )
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     headings = columns.split("|")
     cells = [[_text(cell) for cell in row] for row in rows]
     widths = [
         max(map(len, column))
         for column in zip([h.rstrip(">") for h in headings], *cells, strict=True)
     ]
-    if headings[-1] == "source":
-        room = max(20, console.width - sum(width + 2 for width in widths[:-1]) - 1)
-        for row in cells:
-            row[-1] = row[-1] if len(row[-1]) <= room else row[-1][: room - 1] + "…"
     for heading, width in zip(headings, widths, strict=True):
         gives_way = heading in ("kernel", "source", "what it does")
         table.add_column(
@@ -165,6 +180,8 @@ def _table(
     for i, row in enumerate(cells):
         table.add_row(*row, style="bold" if {i, i - len(cells)} & set(marked) else None)
     console.print()
+    if title:
+        console.print(title, style="bold")
     console.print(table)
 
 
@@ -175,7 +192,7 @@ def _text(cell: Any) -> str:
 
 
 def _place(file: str, line: int) -> str:
-    return f"{Path(file).name}:{line}" if line else "?"
+    return f"{Path(file).name}:{line}" if line else file or "?"
 
 
 def _facts(console: Console, facts: Iterable[tuple[str, str]]) -> None:
@@ -218,22 +235,20 @@ def _show_inspection(console: Console, row: Inspection) -> None:
     kinds: dict[str, list[str]] = {}
     for parameter, kind in kernel.parameters.items():
         kinds.setdefault(kind, []).append(parameter)
+    asked = f"room for {kernel.min_blocks} on an SM was asked for"
     allowed = ", ".join(f"{name} {blocks}" for name, blocks in o.allowed.items())
     _facts(
         console,
         [
             ("constants", ", ".join(f"{k}={v}" for k, v in kernel.constants) or "none"),
             *((f"{kind} ({len(names)})", " ".join(names)) for kind, names in kinds.items()),
-            (
-                "block",
-                f"{kernel.threads} threads; room for {kernel.min_blocks} on an SM was asked for",
-            ),
+            ("block", f"{_count(kernel.threads, 'thread')}; {asked}"),
             ("registers", f"{b.registers} a thread"),
             ("spills", f"{b.spill_stores} bytes stored, {b.spill_loads} loaded; stack {b.stack}"),
             ("shared memory", f"{b.static_shared:,} bytes static, {kernel.shared:,} dynamic"),
             (
                 "occupancy",
-                f"{o.blocks} blocks, {o.warps} of {o.max_warps} warps an SM "
+                f"{_count(o.blocks, 'block')}, {o.warps} of {o.max_warps} warps an SM "
                 f"({o.warps / o.max_warps:.0%}), limited by {' and '.join(o.limit)}",
             ),
             ("blocks allowed by", allowed),
@@ -253,9 +268,10 @@ def _show_inspection(console: Console, row: Inspection) -> None:
         console.print("there is no loop")
         return
     first, last = row.loop[0].address, row.loop[-1].address
-    console.print(f"inner loop: {first:04x} to {last:04x}, {study.share(row.loop):.0%} FFMA")
+    console.print(f"inner loop: {first:#06x} to {last:#06x}, {study.share(row.loop):.0%} FFMA")
     if spills := sass.spills_in(row.loop):
-        console.print(f"{spills} accesses of local memory in the inner loop", style="yellow")
+        said = f"{_count(spills, 'instruction')} with local memory in the inner loop"
+        console.print(said, style="yellow")
     lines = Counter((i.file, i.line) for i in row.loop)
     _show_lines(console, "inner loop by line", lines)
 
@@ -272,20 +288,20 @@ def _show_lines(console: Console, title: str, lines: Counter[tuple[str, int]]) -
 
 
 def _show_sass(console: Console, row: Inspection) -> None:
-    """An instruction a line: address, | in the inner loop, and the Python it comes from."""
+    """The Python that instructions come from, and these: address, | in the inner loop."""
     inside = {i.address for i in row.loop}
     place = ("", 0)
     console.print()
     for i in row.code or []:
-        text = "" if (i.file, i.line) == place else study.source_line(i.file, i.line)
-        place = i.file, i.line
-        mark = "|" if i.address in inside else " "
-        line = f"{i.address:04x} {mark}{i!s:50} {i.line or '?':>4}  {text}"
-        print(line[: console.width].rstrip())
+        if (i.file, i.line) != place:
+            place = i.file, i.line
+            console.print(f"{_place(*place)}  {study.source_line(*place)}", style="bold")
+        print(f"0x{i.address:04x} {'|' if i.address in inside else ' '}{i!s}")
 
 
 def _show_family_check(console: Console, result: Check) -> None:
     console.print(f"PTX of {result.arch}, emulated", style="bold")
+    uncounted = False
     rows, bad = [], []
     for i, seen in enumerate(result.kernels):
         errors = sum(f.level == "error" for f in seen.findings.values())
@@ -295,12 +311,15 @@ def _show_family_check(console: Console, result: Check) -> None:
             n = a.requests
             cells += [f"{a.units / n:.1f}", f"{a.units / a.minimum:.2f}x"] if n else ["-", "-"]
         rows.append(tuple(cells))
+        uncounted |= seen.uncounted
         bad += [i] * bool(errors)
     _table(console, "kernel|errors>|sectors>|ratio>|waves>|ratio>", rows, marked=bad)
     console.print(
         "32-byte sectors a global request, wavefronts a shared one, their ratio to the fewest "
         "possible"
     )
+    if uncounted:
+        console.print(UNCOUNTED, style="yellow")
     for seen in result.kernels:
         _show_findings(console, seen)
     _show_results(console, result)
@@ -317,27 +336,38 @@ def _show_findings(console: Console, seen: Checked) -> None:
 
 def _show_results(console: Console, result: Check) -> None:
     off = max(r.off for r in result.results)
-    console.print(
-        f"{len(result.results)} problems; results differ from NumPy's by at most {off:.1e} of the "
-        f"largest number"
-    )
-    for bad in result.results:
+    plain = max(r.plain for r in result.results)
+    far = f"off by at most {off:.1e} of the largest number (NumPy's: {plain:.1e})"
+    said = far if off else "equal to the truth bit for bit"
+    if off < float("inf"):
+        console.print(f"{_count(len(result.results), 'problem')}; results are {said}")
+    for bad in (r for r in result.results if not r.ok):
         if bad.unwritten:
-            console.print(
-                f"{bad.problem}: {bad.unwritten} numbers were left unwritten", style="red"
-            )
+            left = "number is" if bad.unwritten == 1 else "numbers are"
+            console.print(f"error: {bad.unwritten:,} {left} left unwritten", style="red")
+        if bad.off == float("inf"):
+            said = "infinite, NaN or of another shape where they should not be"
+            console.print(f"error: results are {said}", style="red")
+        elif bad.off > bad.allowed:
+            said = f"{bad.off:.1e} of the largest number ({bad.allowed:.1e} is allowed"
+            said += f"; NumPy's are off by {bad.plain:.1e})" if bad.allowed else ")"
+            console.print(f"error: results are off by {said}", style="red")
+        console.print(f"    in problem: {bad.problem}")
     if result.not_launched:
         console.print(f"not launched on {result.arch}: {', '.join(result.not_launched)}")
 
 
 def _show_check(console: Console, result: Check, seen: Checked) -> None:
     console.print(f"{seen.kernel.name}, PTX of {result.arch}", style="bold")
-    branches = f"{seen.divergent:,} of {seen.branches:,} branches of warps diverge"
+    branches = f"{seen.divergent:,} of {_count(seen.branches, 'branch')} of warps diverge"
     _facts(
         console,
         [
-            ("problems", "; ".join(seen.problems)),
-            ("launches", f"{seen.launches}, {seen.thread_instructions:,} thread instructions"),
+            *(
+                ("problem" if number == 1 else "", f"{label}: {_count(launches, 'launch')}")
+                for number, (label, launches) in enumerate(seen.problems.items(), 1)
+            ),
+            ("launches", f"{seen.launches:,}, {seen.thread_instructions:,} thread instructions"),
             ("findings", "below" if seen.findings else "none"),
             ("divergence", f"{branches}; {seen.lanes:.0%} of lanes active"),
         ],
@@ -351,6 +381,8 @@ def _show_check(console: Console, result: Check, seen: Checked) -> None:
         if rows:
             rows.sort(key=lambda a: (a.minimum - a.units, -a.requests))
             _show_access(console, about, unit, [*rows[:ROWS], seen.total(space)])
+    if seen.uncounted:
+        console.print(UNCOUNTED, style="yellow")
     classes = [
         (kind, count, f"{count / seen.thread_instructions:.1%}")
         for kind, count in seen.by_class.most_common()

@@ -1,8 +1,9 @@
 """Small problems that launch every kernel: one table, run by `gpuconv kernels check` and by tests.
 
-A problem is called with a backend and a random generator, and returns its results: arrays, in a
-list if there are several. It runs on the reference too, from the same numbers. Sizes are odd, a
-little above or below tiles and blocks, and take the emulator a fraction of a second.
+A problem is called with a backend and `Numbers`, and returns its results: arrays, in a list if
+there are several. It runs on the reference too, from the same numbers, and again with these in
+float64. Sizes are odd, a little above or below tiles and blocks, and take the emulator a fraction
+of a second.
 """
 
 from collections.abc import Callable
@@ -12,19 +13,37 @@ import numpy as np
 
 from gpuconv.shapes import ConvSpec, PoolSpec
 
-Problem = Callable[[Any, np.random.Generator], Any]
+
+class Numbers:
+    """Random numbers, the same each time; `exact` holds those of float32 in float64 arrays."""
+
+    def __init__(self, exact: bool = False) -> None:
+        self.exact = exact
+        self.random = np.random.default_rng(0)
+
+    def held(self, x: Any, dtype: str) -> Any:
+        """x, rounded to `dtype`; in memory as it was."""
+        x = x.astype(dtype)
+        return x.astype("float64") if self.exact else x
+
+    def draw(self, shape: tuple[int, ...], dtype: str = "float32", last: bool = False) -> Any:
+        """An array of a logical shape (N, C, *in), which lies as (N, *in, C) if `last`."""
+        if not last:
+            return self.held(self.random.standard_normal(shape), dtype)
+        x = self.random.standard_normal((shape[0], *shape[2:], shape[1]))
+        return np.moveaxis(self.held(x, dtype), -1, 1)
 
 
-def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, last: bool) -> Any:
-    """Random numbers of a logical shape (N, C, *in), which lie as (N, *in, C) if `last`."""
-    if not last:
-        return rng.standard_normal(shape).astype(dtype)
-    x = rng.standard_normal((shape[0], *shape[2:], shape[1])).astype(dtype)
-    return np.moveaxis(x, -1, 1)
+Problem = Callable[[Any, Numbers], Any]
 
 
 def _format(last: bool) -> str:
     return "nhwc" if last else "nchw"
+
+
+def _sizes(**sizes: Any) -> str:
+    """ "x (2, 3, 7, 9), w (20, 3, 5, 5), stride 2"."""
+    return ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in sizes.items())
 
 
 def _conv(
@@ -33,9 +52,9 @@ def _conv(
     """A convolution with a bias, and both gradients."""
     spec = ConvSpec.infer(x_shape, w_shape, **options)
 
-    def run(be: Any, rng: np.random.Generator) -> Any:
-        x, gy = (_draw(rng, shape, dtype, last) for shape in (x_shape, spec.y_shape))
-        w, b = (_draw(rng, shape, dtype, False) for shape in (w_shape, w_shape[:1]))
+    def run(be: Any, numbers: Numbers) -> Any:
+        x, gy = (numbers.draw(shape, dtype, last) for shape in (x_shape, spec.y_shape))
+        w, b = (numbers.draw(shape, dtype) for shape in (w_shape, w_shape[:1]))
         return (
             be.conv(spec, x, w, b),
             be.conv_grad_input(spec, gy, w),
@@ -45,16 +64,19 @@ def _conv(
     return run
 
 
+def _splits(count: int) -> str:
+    return f"{count} splits" if count > 1 else "not split"
+
+
 def _tiled(tile: int, splits: int, last: bool) -> Problem:
     """Forward with every epilogue, and the gradient by input, by one of `tiled.CONFIGS`."""
     spec = ConvSpec.infer(*_TILED[0], **_TILED[1])
 
-    def run(be: Any, rng: np.random.Generator) -> Any:
+    def run(be: Any, numbers: Numbers) -> Any:
         x, gy, add = (
-            _draw(rng, shape, "float32", last)
-            for shape in (spec.x_shape, spec.y_shape, spec.y_shape)
+            numbers.draw(shape, last=last) for shape in (spec.x_shape, spec.y_shape, spec.y_shape)
         )
-        w, b = (_draw(rng, shape, "float32", False) for shape in (spec.w_shape, spec.w_shape[:1]))
+        w, b = (numbers.draw(shape) for shape in (spec.w_shape, spec.w_shape[:1]))
         if not hasattr(be, "device"):
             return np.maximum(be.conv(spec, x, w, b) + add, 0), be.conv_grad_input(spec, gy, w)
         from gpuconv.kernels.cuda import product, tiled
@@ -73,8 +95,8 @@ def _weight(tile: int, splits: int, last: bool) -> Problem:
     """The gradient by weight by one of `weight.CONFIGS`."""
     spec = ConvSpec.infer(*_TILED[0], **_TILED[1])
 
-    def run(be: Any, rng: np.random.Generator) -> Any:
-        x, gy = (_draw(rng, shape, "float32", last) for shape in (spec.x_shape, spec.y_shape))
+    def run(be: Any, numbers: Numbers) -> Any:
+        x, gy = (numbers.draw(shape, last=last) for shape in (spec.x_shape, spec.y_shape))
         if not hasattr(be, "device"):
             return be.conv_grad_weight(spec, gy, x)
         from gpuconv.kernels.cuda import weight
@@ -87,27 +109,29 @@ def _weight(tile: int, splits: int, last: bool) -> Problem:
     return run
 
 
-def _depthwise(size: int, stride: int, last: bool, weight: bool) -> Problem:
-    """A depthwise convolution and its gradient by input, or by weight."""
-    spec = ConvSpec.infer((2, 32, 9, 18), (32, 1, size, size), stride, 1, groups=32)
+def _depthwise(size: int, stride: int, last: bool, weight: bool) -> tuple[str, Problem]:
+    """A depthwise convolution and its gradient by input, or by weight; with its label."""
+    x_shape, w_shape = (2, 32, 9, 18), (32, 1, size, size)
+    options: dict[str, Any] = {"padding": 1, "groups": 32}
+    spec = ConvSpec.infer(x_shape, w_shape, stride, **options)
 
-    def run(be: Any, rng: np.random.Generator) -> Any:
-        x, gy = (_draw(rng, s, "float32", last) for s in (spec.x_shape, spec.y_shape))
+    def run(be: Any, numbers: Numbers) -> Any:
+        x, gy = (numbers.draw(s, last=last) for s in (spec.x_shape, spec.y_shape))
         if weight:
             return be.conv_grad_weight(spec, gy, x)
-        w = _draw(rng, spec.w_shape, "float32", False)
+        w = numbers.draw(spec.w_shape)
         return be.conv(spec, x, w), be.conv_grad_input(spec, gy, w)
 
-    return run
+    return f"{_format(last)}: {_sizes(x=x_shape, w=w_shape, stride=stride, **options)}", run
 
 
 def _pool(x_shape: tuple[int, ...], kernel: Any, dtype: str, last: bool, **options: Any) -> Problem:
     """Both poolings and their gradients; divisors as a number and as an array."""
     spec = PoolSpec.infer(x_shape, kernel, **options)
 
-    def run(be: Any, rng: np.random.Generator) -> Any:
-        x, gy = (_draw(rng, shape, dtype, last) for shape in (x_shape, spec.y_shape))
-        by = rng.integers(1, 9, spec.y_shape[2:]).astype(dtype)
+    def run(be: Any, numbers: Numbers) -> Any:
+        x, gy = (numbers.draw(shape, dtype, last) for shape in (x_shape, spec.y_shape))
+        by = numbers.held(numbers.random.integers(1, 9, spec.y_shape[2:]), dtype)
         y, tap = be.max_pool(spec, x)
         return (
             y,
@@ -125,9 +149,9 @@ def _pool(x_shape: tuple[int, ...], kernel: Any, dtype: str, last: bool, **optio
 def _norm(shape: tuple[int, ...], last: bool) -> Problem:
     """Batch norm in training, and its gradients."""
 
-    def run(be: Any, rng: np.random.Generator) -> Any:
-        x, gy = (_draw(rng, shape, "float32", last) for _ in range(2))
-        w, b = (_draw(rng, shape[1:2], "float32", False) for _ in range(2))
+    def run(be: Any, numbers: Numbers) -> Any:
+        x, gy = (numbers.draw(shape, last=last) for _ in range(2))
+        w, b = (numbers.draw(shape[1:2]) for _ in range(2))
         y, mean, var, saved = be.batch_norm(x, w, b, 1e-5)
         return [y, mean, var, *be.batch_norm_grad(gy, w, saved)]
 
@@ -137,11 +161,11 @@ def _norm(shape: tuple[int, ...], last: bool) -> Problem:
 def _loss(shape: tuple[int, ...], last: bool) -> Problem:
     """Softmax cross entropy with class weights and smoothing, and its gradient."""
 
-    def run(be: Any, rng: np.random.Generator) -> Any:
-        x = _draw(rng, shape, "float32", last)
-        w = abs(_draw(rng, shape[1:2], "float32", False))
-        target = rng.integers(0, shape[1], (shape[0], *shape[2:]))
-        g = _draw(rng, target.shape, "float32", False)
+    def run(be: Any, numbers: Numbers) -> Any:
+        x = numbers.draw(shape, last=last)
+        w = abs(numbers.draw(shape[1:2]))
+        target = numbers.random.integers(0, shape[1], (shape[0], *shape[2:]))
+        g = numbers.draw(target.shape)
         losses, saved = be.softmax_cross_entropy(x, target, w, 0, 0.1)
         return [losses, be.softmax_cross_entropy_grad(g, saved, target, w, 0, 0.1)]
 
@@ -150,12 +174,12 @@ def _loss(shape: tuple[int, ...], last: bool) -> Problem:
 
 def _step(method: str, dtype: str, size: int) -> Problem:
     """One step of an optimizer: the parameter and the state after it."""
-    state, place, numbers = _STEPS[method]
+    state, place, options = _STEPS[method]
 
-    def run(be: Any, rng: np.random.Generator) -> Any:
-        w, gw = (_draw(rng, (size,), dtype, False) for _ in range(2))
-        kept = [np.full(size, 1 / (i + 1), dtype) for i in range(state)]
-        getattr(be, method)(w, gw, *kept, *place, **numbers)
+    def run(be: Any, numbers: Numbers) -> Any:
+        w, gw = (numbers.draw((size,), dtype) for _ in range(2))
+        kept = [numbers.held(np.full(size, 1 / (i + 1)), dtype) for i in range(state)]
+        getattr(be, method)(w, gw, *kept, *place, **options)
         return [w, *kept]
 
     return run
@@ -188,7 +212,8 @@ _STEPS: dict[str, tuple[int, tuple[Any, ...], dict[str, Any]]] = {
 }
 
 # Three channels, which are widened to four; a stride, so four products for the gradient by input.
-_TILED: Any = ((2, 3, 7, 9), (20, 3, 5, 5)), {"padding": 2, "stride": 2}
+_TILED: Any = ((2, 3, 7, 9), (20, 3, 5, 5)), {"stride": 2, "padding": 2}
+_TILED_SIZES = _sizes(x=_TILED[0][0], w=_TILED[0][1], **_TILED[1])
 
 # In three dimensions and in float64, where no other family computes.
 _DIRECT: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
@@ -205,36 +230,48 @@ _DIRECT: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
 
 PROBLEMS: dict[str, list[tuple[str, Problem]]] = {
     "direct": [
-        (f"{name}, {_format(last)}, {dtype}", _conv(x, w, dtype, last, **options))
+        (
+            f"{name}, {_format(last)}, {dtype}: {_sizes(x=x, w=w, **options)}",
+            _conv(x, w, dtype, last, **options),
+        )
         for dtype in ("float32", "float64")
         for name, (x, w, options) in _DIRECT.items()
         for last in (False, True)
     ],
     "tiled": [
-        (f"tile {tile}, {splits} splits, {_format(last)}", _tiled(tile, splits, last))
+        (
+            f"tile {tile}, {_splits(splits)}, {_format(last)}: {_TILED_SIZES}",
+            _tiled(tile, splits, last),
+        )
         for tile, splits in ((0, 1), (1, 1), (2, 1), (2, 3))
         for last in (False, True)
     ],
     "weight": [
-        (f"tile {tile}, {splits} splits, {_format(last)}", _weight(tile, splits, last))
+        (
+            f"tile {tile}, {_splits(splits)}, {_format(last)}: {_TILED_SIZES}",
+            _weight(tile, splits, last),
+        )
         for tile, splits in ((0, 1), (1, 1), (1, 3))
         for last in (False, True)
     ],
     "layout": [
-        ("split forward, nchw", _tiled(2, 3, False)),
-        ("split forward, nhwc", _tiled(2, 3, True)),
-        ("split gradient by weight", _weight(1, 3, False)),
+        (f"split forward, nchw: {_TILED_SIZES}", _tiled(2, 3, False)),
+        (f"split forward, nhwc: {_TILED_SIZES}", _tiled(2, 3, True)),
+        (f"split gradient by weight: {_TILED_SIZES}", _weight(1, 3, False)),
     ],
     **{
         family: [
-            (f"{size}x{size}, stride {stride}, {_format(last)}", _depthwise(size, stride, last, w))
+            _depthwise(size, stride, last, w)
             for size, stride in ((3, 1), (3, 2), (5, 1), (7, 1), (2, 1))
             for last in (False, True)
         ]
         for family, w in (("depthwise", False), ("depthwise_weight", True))
     },
     "pool": [
-        (f"{c} channels, {_format(last)}, {dtype}", _pool((2, c, 9, 11), k, dtype, last, **options))
+        (
+            f"{_format(last)}, {dtype}: {_sizes(x=(2, c, 9, 11), window=k, **options)}",
+            _pool((2, c, 9, 11), k, dtype, last, **options),
+        )
         for c, k, options in (
             (12, 3, {"stride": 2, "padding": 1}),
             (5, (3, 2), {"stride": 2, "padding": 1, "ceil_mode": True}),
@@ -243,29 +280,29 @@ PROBLEMS: dict[str, list[tuple[str, Problem]]] = {
         for last in (False, True)
     ],
     "pool_plane": [
-        (f"{shape}, {_format(last)}, {dtype}", _pool(shape, shape[2:], dtype, last))
+        (f"{_format(last)}, {dtype}: x {shape}, all of it", _pool(shape, shape[2:], dtype, last))
         for shape in ((2, 33, 7, 9), (1, 9, 33, 37))
         for dtype in ("float32", "float64")
         for last in (False, True)
     ],
     "norm": [
         *(
-            (f"{shape}, {_format(last)}", _norm(shape, last))
+            (f"{_format(last)}: x {shape}", _norm(shape, last))
             for shape in ((5, 3, 7, 9), (3, 5, 8, 12), (5, 33, 29, 29))
             for last in (False, True)
         ),
-        ("(70, 33)", _norm((70, 33), False)),
+        ("x (70, 33)", _norm((70, 33), False)),
     ],
     "loss": [
-        ("(33, 129)", _loss((33, 129), False)),
+        ("x (33, 129)", _loss((33, 129), False)),
         *(
-            (f"{shape}, {_format(last)}", _loss(shape, last))
+            (f"{_format(last)}: x {shape}", _loss(shape, last))
             for shape in ((2, 21, 15, 17), (1, 10, 64, 64))
             for last in (False, True)
         ),
     ],
     "step": [
-        (f"{method}, {size}, {dtype}", _step(method, dtype, size))
+        (f"{method}, {dtype}: {size} numbers", _step(method, dtype, size))
         for method in _STEPS
         for dtype in ("float32", "float64")
         for size in (1027, 2048)

@@ -23,6 +23,7 @@ import logging
 import os
 import re
 import tempfile
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -50,6 +51,7 @@ TOOLS = (
     "nvidia-cuda-nvcc-cu12",
     "nvidia-nvjitlink-cu12",
 )
+INSTALL = "install the extra cuda13 (pip install '.[cuda13]' in the checkout)"
 _log = logging.getLogger("gpuconv")
 
 
@@ -124,21 +126,32 @@ def compile(kernel: Kernel, arch: str) -> Binary:
     Raises CompileError where it is not and there is no compiler, or where it does not compile.
     """
     capability(arch)
-    source = source_key(kernel, arch)
-    ready = os.environ.get("GPUCONV_KERNELS")
-    if ready and (binary := read(Path(ready) / file_name(kernel, source), source)):
-        return binary
+    found = places(kernel, arch)
+    for path, key in found:
+        if binary := read(path, key):
+            return binary
+    try:
+        binary = build(kernel, arch)
+    except NoCompiler as error:
+        if lack := _lack(kernel, arch):
+            said = f"kernel {kernel.name} for {arch}: there is no compiler, and {lack}"
+            raise NoCompiler(said) from error
+        raise
+    try:
+        write(*found[-1], binary)
+    except OSError as error:
+        folder = cache_folder()
+        _not_kept(folder, unwritable(folder) or str(error))
+    return binary
+
+
+def places(kernel: Kernel, arch: str) -> list[tuple[Path, str]]:
+    """The files that may have its code, and their keys: in $GPUCONV_KERNELS, last in the cache."""
+    source, ready = source_key(kernel, arch), ready_folder()
     tools = {name: version(name) for name in TOOLS}
     key = hashlib.sha256(json.dumps([source, tools]).encode()).hexdigest()
-    path = cache_folder() / file_name(kernel, key)
-    if binary := read(path, key):
-        return binary
-    binary = build(kernel, arch)
-    try:
-        write(path, key, binary)
-    except OSError as error:
-        _log.warning("compiled kernels are not kept: %s", error)
-    return binary
+    found = [(ready / file_name(kernel, source), source)] if ready else []
+    return [*found, (cache_folder() / file_name(kernel, key), key)]
 
 
 def build(kernel: Kernel, arch: str) -> Binary:
@@ -156,7 +169,7 @@ def build(kernel: Kernel, arch: str) -> Binary:
 def _no_compiler(kernel: Kernel, error: Exception) -> NoCompiler:
     return NoCompiler(
         f"compiling kernel {kernel.name} needs numba-cuda, NVVM and nvJitLink "
-        f"({str(error).splitlines()[0]}); install gpuconv[cuda13]"
+        f"({str(error).splitlines()[0]}); {INSTALL}"
     )
 
 
@@ -197,6 +210,65 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuconv"
 
 
+def ready_folder() -> Path | None:
+    """$GPUCONV_KERNELS, if it is set. CompileError where that is a file."""
+    given = os.environ.get("GPUCONV_KERNELS")
+    if given and Path(given).is_file():
+        raise CompileError(f"GPUCONV_KERNELS={given} is a file; name a folder")
+    return Path(given) if given else None
+
+
+def ready_archs(folder: Path, name: str = "*") -> list[str]:
+    """The architectures of the kernels of that name in a folder, of whatever sources they are."""
+    heads = []
+    for path in folder.glob(f"{name}-*.json"):
+        with open(path, "rb") as file:
+            heads.append(re.search(rb'"arch": "(sm_\w+)"', file.read(1024)))
+    return sorted({head[1].decode() for head in heads if head})
+
+
+def is_ready(folder: Path, kernel: Kernel, arch: str) -> bool:
+    """Whether the folder has the kernel's code, made from the source there is now."""
+    return (folder / file_name(kernel, source_key(kernel, arch))).is_file()
+
+
+def _lack(kernel: Kernel, arch: str) -> str:
+    """Why $GPUCONV_KERNELS does not serve, with what to do; "" if it is not set."""
+    folder = ready_folder()
+    if folder is None:
+        return ""
+    if not folder.exists():
+        return f"GPUCONV_KERNELS={folder} does not exist"
+    held = ready_archs(folder, kernel.name)
+    if fit := [other for other in held if is_ready(folder, kernel, other)]:
+        return (
+            f"{folder} has kernels for {', '.join(fit)}, none for {arch}; use --arch {fit[0]}, or "
+            f"build for {arch} too"
+        )
+    if held:
+        return f"{folder} has it from another version of the source; build it anew"
+    found = ready_archs(folder)
+    return f"{folder} has {'others, but not this one' if found else 'no kernels'}; build it"
+
+
+def unwritable(folder: Path) -> str:
+    """Why nothing can be written to a folder, which is made if need be; "" if something can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        if folder.is_file():
+            return f"{folder} is a file"
+        return f"{folder} cannot be written to ({error.strerror})"
+
+
+@cache
+def _not_kept(folder: Path, why: str) -> None:
+    """Warn of it, once."""
+    _log.warning("compiled kernels are not kept: %s; set GPUCONV_CACHE to another folder", why)
+
+
 def write(path: Path, key: str, binary: Binary) -> None:
     """Keep `binary` under `key`: complete, or not at all."""
     body = {**asdict(binary), "cubin": base64.b64encode(binary.cubin).decode()}
@@ -221,7 +293,7 @@ def read(path: Path, key: str) -> Binary | None:
         if stored["key"] != key or stored["sha256"] != _checksum(body):
             raise ValueError("its contents do not fit its checksum")
         return Binary(**{**body, "cubin": base64.b64decode(body["cubin"], validate=True)})
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.warning("compiled kernel %s is damaged (%s): it is built anew", path, error)
@@ -240,13 +312,22 @@ def version(package: str) -> str:
 def _to_ptx(kernel: Kernel, arch: str) -> str:
     import_module("numba_cuda")  # without it numba.cuda is the older one that comes with Numba
     cuda, types = import_module("numba.cuda"), import_module("numba.types")
+    said = import_module("numba.cuda.cudadrv.error")
+    wrong = (
+        import_module("numba.core.errors").NumbaError,
+        import_module("numba.cuda.errors").UnsupportedBytecodeError,
+        said.NvvmError,
+        TypeError,  # an intrinsic is called wrongly
+        AttributeError,  # cuda.nothing
+    )
+    function = kernel.make(**dict(kernel.constants))
     signature = []
     for kind in kernel.parameters.values():
         item = getattr(types, kind.rstrip("*"))
         signature.append(types.CPointer(item) if kind.endswith("*") else item)
     try:
         text, _ = cuda.compile(
-            kernel.make(**dict(kernel.constants)),
+            function,
             types.void(*signature),
             cc=capability(arch),
             device=False,
@@ -255,13 +336,41 @@ def _to_ptx(kernel: Kernel, arch: str) -> str:
             launch_bounds=(kernel.threads, kernel.min_blocks),
             output="ptx",
         )
-    except import_module("numba.cuda.cudadrv.error").CCSupportError as error:
+    except said.CCSupportError as error:
         raise CompileError(f"kernel {kernel.name} for {arch}: {error}") from error
+    except wrong as error:
+        raise CompileError(f"{_line(error, function)}: {_essence(error)}") from error
     entry = re.search(r"\.entry\s+([\w$]+)", text)
     assert entry is not None
     # A variable that Numba declares and kernels do not use; its name differs from run to run.
     text = re.sub(r"\.common \.global .*NumbaEnv.*;\n", "", text)
     return text.replace(entry[1], kernel.name)
+
+
+def _line(error: BaseException, function: Any) -> str:
+    """ "relu.py:25", where in the kernel Numba was; of most errors only its frames tell."""
+    if told := re.search(r'File "([^"]+)", line (\d+)', str(error)):
+        return f"{Path(told[1]).name}:{told[2]}"
+    code = function.__code__
+    file, line = code.co_filename, code.co_firstlineno
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for name in ("self", "inst", "loc"):
+            value = frame.f_locals.get(name)
+            place: Any = getattr(value, "loc", value)
+            if isinstance(getattr(place, "line", None), int):
+                file, line = place.filename, place.line
+    return f"{Path(file).name}:{line}"
+
+
+def _essence(error: BaseException) -> str:
+    """What is wrong, of the many lines that Numba says."""
+    said = []
+    for line in filter(None, map(str.strip, str(error).splitlines())):
+        if line.startswith(("File ", "During: ", "There are ")):
+            break
+        if not line.startswith("Failed in "):
+            said.append(line.removeprefix("NameError: "))
+    return " ".join(said).removesuffix(". Raised from None")
 
 
 def _to_cubin(ptx: str, arch: str) -> tuple[bytes, str]:
@@ -276,8 +385,7 @@ def _to_cubin(ptx: str, arch: str) -> tuple[bytes, str]:
         except nvjitlink.nvJitLinkError as error:
             log = bytearray(nvjitlink.get_error_log_size(linker))
             nvjitlink.get_error_log(linker, log)
-            said = " ".join(log.decode().strip("\0").split())
-            raise CompileError(f"{error}: {said}") from error
+            raise CompileError(_refusal(log.decode().strip("\0"), str(error), ptx, arch)) from error
         cubin = bytearray(nvjitlink.get_linked_cubin_size(linker))
         nvjitlink.get_linked_cubin(linker, cubin)
         log = bytearray(nvjitlink.get_info_log_size(linker))
@@ -285,6 +393,16 @@ def _to_cubin(ptx: str, arch: str) -> tuple[bytes, str]:
     finally:
         nvjitlink.destroy(linker)
     return bytes(cubin), log.decode()
+
+
+def _refusal(log: str, error: str, ptx: str, arch: str) -> str:
+    """What the assembler says of the first line that it refuses."""
+    name = re.search(r"\.entry\s+([\w$]+)", ptx)
+    head = f"kernel {name[1] if name else '?'} for {arch}"
+    if needed := re.search(r"requires \.target (sm_\w+)", log):
+        return f"{head}: needs {needed[1]} or later"
+    first = re.search(r"(?:error|fatal)\s*:\s*(.*)", log)
+    return f"{head}: {error}: {first[1] if first else ' '.join(log.split())}"
 
 
 def _resources(log: str) -> dict[str, int]:

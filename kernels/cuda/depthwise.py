@@ -353,14 +353,21 @@ def _grad_input(lanes: int) -> Callable[..., None]:
 
 def supports(spec: Any, dtype: Any) -> bool:
     """Float32, one or two axes, zero padding, one input channel a group; indices of 32 bits."""
-    sizes = prod(spec.x_shape), prod(spec.y_shape), prod(spec.w_shape)
+    shapes = spec.x_shape, spec.y_shape
+    sizes = *map(prod, shapes), prod(spec.w_shape)
+    # Along each axis, how far from the image's first number a thread may begin: in the padding too.
+    reach = (
+        (n + 16) * max(shape[1] * prod(shape[3 + i :]) for shape in shapes)
+        for i, n in enumerate(spec.padded)
+    )
     return (
-        dtype.name == "float32"
+        dtype == "float32"
         and spec.nd <= 2
         and spec.padding_mode == "zeros"
         and spec.w_shape[1] == 1
         and min(sizes) > 0
-        and max(*sizes, *spec.padded) < 2**31 - 2**20  # threads look a little beyond
+        and max(*sizes, *reach) < 2**31 - 2**20  # threads look a little beyond
+        and max(*spec.stride, *spec.dilation) < 2**27  # some look 8 strides beyond
     )
 
 
@@ -439,6 +446,6 @@ def grad_input(device: Any, spec: Any, dtype: Any, channels_last: bool) -> Calla
         numbers["jump_" + name] = axis.stride // common
         numbers["back_" + name] = axis.dilation // common
     stride = axes[u].stride
-    tiles = stride * -(-axes[u].y // (4 * stride))
+    tiles = min(stride * -(-axes[u].y // (4 * stride)), axes[u].y)  # fewer: of a pixel each
     kernel = grad_input_kernel(lanes)
     return _launch(device, kernel, spec.x_shape[0], channels[1], tiles, channels_last, numbers)

@@ -257,9 +257,11 @@ def _grad_weight(dtype: str, mode: str) -> Callable[..., None]:
 
 
 def supports(spec: Any, dtype: Any) -> bool:
-    """Float32 and float64, indices of 32 bits, and not an empty batch."""
+    """Float32 and float64, indices of 32 bits (those just past the end too), no empty batch."""
     sizes = (prod(spec.x_shape), prod(spec.y_shape), prod(spec.w_shape))
-    return dtype.name in DTYPES and min(sizes) > 0 and max(sizes) < 2**31
+    most = max(*sizes, *spec.padded, *spec.stride, *spec.dilation)
+    known = dtype.name in DTYPES and dtype.isnative
+    return known and min(sizes) > 0 and most < 2**31 - THREADS
 
 
 def forward(

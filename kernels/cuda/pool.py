@@ -339,7 +339,7 @@ def _avg_pool_grad(dtype: str, vector: bool) -> Callable[..., None]:
 
 def supports(spec: Any, dtype: Any) -> bool:
     """One or two spatial axes, float32 or float64, indices of 32 bits, and not an empty batch."""
-    if spec.nd > 2 or dtype.name not in DTYPES:
+    if spec.nd > 2 or dtype.name not in DTYPES or not dtype.isnative:
         return False
     sizes = [prod(spec.x_shape), prod(spec.y_shape)]
     axes = zip(spec.x_shape[2:], spec.kernel, spec.stride, spec.padding, spec.dilation, strict=True)

@@ -162,7 +162,8 @@ def supports(spec: Any, dtype: Any) -> bool:
     size = prod(spec.x_shape)
     whole = spec.kernel == spec.x_shape[2:] and prod(spec.y_shape[2:]) == 1
     plain = not any(map(any, spec.padding)) and prod(spec.dilation) == 1
-    return whole and plain and dtype.name in DTYPES and 0 < size < 2**31 - 4 * THREADS
+    known = dtype.name in DTYPES and dtype.isnative
+    return whole and plain and known and 0 < size < 2**31 - 4 * THREADS
 
 
 def max_pool(

@@ -64,19 +64,24 @@ class Problem:
 
 def supports(spec: Any, dtype: Any) -> bool:
     """Two axes, float32, zeros around; with groups, channels in fours; indices of 32 bits."""
-    wide = spec.groups == 1 or (
-        spec.w_shape[1] % 4 == 0 and spec.w_shape[0] // spec.groups % 4 == 0
-    )
     n, c, *size = spec.x_shape
     _, k, *out = spec.y_shape
-    sizes = n * up(c, 4) * prod(size), n * up(k, 4) * prod(out), prod(spec.w_shape) * 64
+    inputs, outputs, taps = spec.w_shape[1], k // spec.groups, prod(spec.kernel)
+    wide = spec.groups == 1 or inputs % 4 == outputs % 4 == 0
+    matrices = (
+        spec.groups * up(up(a, 4) * taps, STEP) * up(b, 128)  # as packed for each of two passes
+        for a, b in ((inputs, outputs), (outputs, inputs))
+    )
+    parts = 8 * spec.groups * up(outputs, 4) * up(inputs, 4) * taps  # 2**28, see weight.choose
+    sizes = n * up(c, 4) * prod(size), n * up(k, 4) * prod(out), *matrices, parts
     return bool(
         spec.nd == 2
-        and dtype.name == "float32"
+        and dtype == "float32"
         and spec.padding_mode == "zeros"
         and wide
         and 0 < n < 1 << 16
-        and max(sizes) < 1 << 31
+        and max(*sizes, *spec.stride, *spec.dilation) < 1 << 31
+        and max(c, k) <= 1 << 20  # tiles of 32 in a grid's second direction
         and spec.groups < 1 << 16
         and max(spec.padded) < FAR // 4
     )
@@ -170,12 +175,21 @@ def cycles(blocks: int, steps: int, config: Config, splits: int, parts: int, sms
     return product + (splits * parts * 8 / (sms * 12) + 3000 if splits > 1 else 0)
 
 
+def parts_of(steps: int, splits: int) -> int:
+    """Into how many parts `steps` really are split: all but the last are equally long."""
+    return -(-steps // max(-(-steps // splits), 1)) if steps else 1
+
+
 def choose(problem: Problem, sms: int) -> tuple[Config, int, float]:
     """The tile, into how many parts k is split, and the `cycles` that makes the least of."""
     most = max(1, min(64, problem.tiles // 4))
     size = problem.batch * problem.whole[0] * problem.whole[1] * problem.channels * problem.groups
     candidates = [
-        (config, splits, cycles(problem.blocks(config), problem.tiles, config, splits, size, sms))
+        (
+            config,
+            parts_of(problem.tiles, splits),
+            cycles(problem.blocks(config), problem.tiles, config, splits, size, sms),
+        )
         for config in CONFIGS
         for splits in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
         if splits <= most and splits * size < 1 << 31

@@ -29,7 +29,7 @@ from numba import cuda, types
 from gpuconv.kernels.cuda.compiler import F32, I32, Kernel
 from gpuconv.kernels.cuda.layout import SCATTER, blocks, images, up
 from gpuconv.kernels.cuda.plan import Plan
-from gpuconv.kernels.cuda.product import cycles
+from gpuconv.kernels.cuda.product import cycles, parts_of
 from gpuconv.kernels.cuda.ptx import (
     barrier,
     block_again,
@@ -54,6 +54,7 @@ from gpuconv.kernels.cuda.ptx import (
 from gpuconv.kernels.cuda.tiled import OLD, STAGES, STEP, Config
 
 CONFIGS = (Config(128, 128), Config(64, 64))
+LONG = 1024  # steps: with more products in one sequence, rounding errors outgrow array code's
 
 
 def kernel(config: Config, asynchronous: bool = True) -> Kernel:
@@ -72,21 +73,29 @@ def kernels() -> list[Kernel]:
 
 
 def choose(spec: Any, sms: int) -> tuple[Config, int, float]:
-    """The tile, into how many parts the pixels are split, and the `cycles` that takes."""
+    """The tile, into how many parts the pixels are split, and the `cycles` that takes.
+
+    No part is longer than `LONG` where the parts' memory allows it.
+    """
     pixels = spec.y_shape[0] * prod(spec.y_shape[2:])
     rows, columns = spec.w_shape[0] // spec.groups, up(spec.w_shape[1], 4) * prod(spec.kernel)
     steps, size = -(-pixels // STEP), spec.groups * rows * columns
+    most = max(512, 2 * steps // LONG)  # parts are added up one after another
 
     def tiles(config: Config) -> int:
         return -(-rows // config.bm) * -(-columns // config.bn) * spec.groups
 
     candidates = [
-        (config, splits, cycles(tiles(config), steps, config, splits, size, sms))
+        (
+            config,
+            parts_of(steps, splits),
+            cycles(tiles(config), steps, config, splits, size, sms),
+        )
         for config in CONFIGS
-        for splits in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-        if splits <= max(1, steps // 8) and splits * size < 1 << 28
+        for splits in (2**i for i in range(14))
+        if splits <= min(max(1, steps // 8), most) and splits * size < 1 << 28
     ]
-    return min(candidates, key=lambda candidate: candidate[2])
+    return min(candidates, key=lambda found: (max(-(-steps // found[1]), LONG), found[2]))
 
 
 def grad_weight(

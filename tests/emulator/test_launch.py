@@ -275,7 +275,8 @@ def test_launch_errors(rng: np.random.Generator) -> None:
     module = emulator.Module(VECTOR_ADD)
     with pytest.raises(emulator.PtxError, match=r"4 parameters, the arguments expand to 1"):
         module.launch("add", 1, 32, [Ptr(np.zeros(4, np.float32))])
-    for grid, block in ((1, 2048), (0, 32), (1, (1, 1, 65))):
+    wide = (1, 2**16, 1), (1, 1, 2**16), (2**31, 1, 1)
+    for grid, block in ((1, 2048), (0, 32), (1, (1, 1, 65)), *((grid, 32) for grid in wide)):
         with pytest.raises(emulator.PtxError, match="invalid launch configuration"):
             module.launch("add", grid, block, [])
     bounded = emulator.Module(without(BARRIERS, "wait()", "wait() .maxntid 32"))

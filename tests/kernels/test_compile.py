@@ -11,7 +11,7 @@ pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
 
 from gpuconv.kernels.cuda import sass
 from gpuconv.kernels.cuda.compiler import Kernel, compile
-from gpuconv.study import families
+from gpuconv.study import families, unfit
 
 ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")
 KERNELS = [(family, kernel) for family, module in families().items() for kernel in module.kernels()]
@@ -31,17 +31,10 @@ REGISTERS = {
 }
 
 
-def fits(kernel: Kernel, arch: str) -> bool:
-    """A kernel with asynchronous copies is for sm_80 and later, its twin for sm_75."""
-    return kernel.name.endswith("_sm75") == (arch == "sm_75") or not kernel.name.startswith(
-        ("tiled_", "grad_weight_")
-    )
-
-
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(("family", "kernel"), KERNELS, ids=[k.name for _, k in KERNELS])
 def test_budget(family: str, kernel: Kernel, arch: str) -> None:
-    if not fits(kernel, arch):
+    if unfit(kernel, arch):
         return
     binary = compile(kernel, arch)
     assert binary.registers <= REGISTERS[family], binary.registers
@@ -56,7 +49,7 @@ def test_budget(family: str, kernel: Kernel, arch: str) -> None:
     "kernel", [k for f, k in KERNELS if f in ("tiled", "weight")], ids=lambda k: k.name
 )
 def test_the_inner_loop_is_multiply_adds(kernel: Kernel, arch: str) -> None:
-    if not fits(kernel, arch):
+    if unfit(kernel, arch):
         return
     loop = sass.inner_loop(sass.disassemble(compile(kernel, arch).cubin))
     counts = sass.mix(loop)

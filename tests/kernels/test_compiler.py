@@ -9,8 +9,11 @@ import pytest
 
 pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
 
+from numba import cuda
+
 from gpuconv.kernels.cuda import compiler, direct
-from gpuconv.kernels.cuda.compiler import CompileError, Kernel
+from gpuconv.kernels.cuda.compiler import F32, CompileError, Kernel
+from gpuconv.kernels.cuda.ptx import i32, load, store
 
 KERNEL = direct.grad_input_kernel("float32", False)
 
@@ -131,7 +134,12 @@ def test_a_folder_that_cannot_be_written_is_said_and_survived(
     monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path / "file" / "cache"))
     with caplog.at_level(logging.WARNING, "gpuconv"):
         assert fresh().registers
-    assert "compiled kernels are not kept" in caplog.text
+        assert fresh(direct.grad_input_kernel("float64", False)).registers
+    (record,) = caplog.records  # once, not for each kernel
+    assert "compiled kernels are not kept" in record.message
+    assert "cannot be written to (Not a directory)" in record.message
+    assert "is a file" in compiler.unwritable(tmp_path / "file")
+    assert compiler.unwritable(tmp_path / "new") == ""
 
 
 def test_an_interrupted_write_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,3 +160,106 @@ def test_unknown_architectures(arch: str) -> None:
 def test_an_architecture_the_tools_do_not_know(cache: Path) -> None:
     with pytest.raises(CompileError, match="for sm_35: GPU compute capability"):
         fresh(arch="sm_35")
+
+
+def test_a_file_instead_of_a_folder_of_ready_made_code(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GPUCONV_KERNELS", str(tmp_path / "file"))
+    with pytest.raises(CompileError, match="file is a file; name a folder"):
+        fresh()
+
+
+def test_ready_made_code_that_does_not_serve(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: Any) -> None:
+        raise ImportError("not here")
+
+    def said() -> str:
+        with pytest.raises(compiler.NoCompiler) as caught:
+            fresh()
+        return str(caught.value)
+
+    binary = fresh(arch="sm_90")
+    monkeypatch.setattr(compiler, "_to_ptx", absent)
+    monkeypatch.setenv("GPUCONV_CACHE", str(tmp_path / "none"))
+    assert said().endswith(compiler.INSTALL)
+    ready = tmp_path / "ready"
+    monkeypatch.setenv("GPUCONV_KERNELS", str(ready))
+    assert f"{ready} does not exist" in said()
+    ready.mkdir()
+    assert f"{ready} has no kernels" in said()
+    compiler.write(ready / "another-0.json", "0", binary)
+    assert "has others, but not this one" in said()
+    compiler.write(ready / f"{KERNEL.name}-0.json", "0", binary)
+    assert "has it from another version of the source" in said()
+    key = compiler.source_key(KERNEL, "sm_90")
+    compiler.write(ready / compiler.file_name(KERNEL, key), key, binary)
+    assert f"kernel {KERNEL.name} for sm_80: there is no compiler" in said()
+    assert f"{ready} has kernels for sm_90, none for sm_80; use --arch sm_90, or build" in said()
+    assert fresh(arch="sm_90") == binary
+
+
+def _unknown_name() -> Any:
+    def relu(x: F32, y: F32) -> None:
+        i = i32(cuda.threadIdx.x)
+        store(y, i, totl)  # noqa: F821
+
+    return relu
+
+
+def _no_operator() -> Any:
+    def relu(x: F32, y: F32) -> None:
+        i = i32(cuda.threadIdx.x)
+        store(y, i, x + y)
+
+    return relu
+
+
+def _missing_argument() -> Any:
+    def relu(x: F32, y: F32) -> None:
+        i = i32(cuda.threadIdx.x)
+        store(y, i)
+
+    return relu
+
+
+def _unknown_attribute() -> Any:
+    def relu(x: F32, y: F32) -> None:
+        i = i32(cuda.nothing.x)
+        store(y, i, load(x, i))
+
+    return relu
+
+
+@pytest.mark.parametrize(
+    ("make", "line", "said"),
+    [
+        (_unknown_name, 3, "name 'totl' is not defined"),
+        (_no_operator, 3, "No implementation of function Function(<built-in function add>)"),
+        (_missing_argument, 3, "store() missing 1 required positional argument: 'value'"),
+        (_unknown_attribute, 2, "has no attribute 'nothing'"),
+    ],
+)
+def test_mistakes_in_a_kernel(make: Any, line: int, said: str) -> None:
+    with pytest.raises(CompileError) as caught:
+        compiler.build(Kernel("relu", make, (), 32), "sm_80")
+    start = make.__code__.co_firstlineno
+    (text,) = str(caught.value).splitlines()
+    assert text.startswith(f"test_compiler.py:{start + line}: ")
+    assert said in text
+    assert caught.value.__cause__ is not None
+
+
+def test_what_the_assembler_refuses(cache: Path) -> None:
+    ptx = fresh(arch="sm_80").ptx
+    with pytest.raises(CompileError, match=rf"kernel {KERNEL.name} for sm_75: .*\S") as caught:
+        compiler._to_cubin(ptx, "sm_75")
+    assert len(str(caught.value)) < 300
+    log = "line 8; error   : Feature 'cp.async' requires .target sm_80 or higher\n" * 9
+    said = compiler._refusal(log, "ERROR", ptx, "sm_75")
+    assert said == f"kernel {KERNEL.name} for sm_75: needs sm_80 or later"
+    log = "line 8; error   : Unknown symbol 'a'\nline 9; error   : Unknown symbol 'b'\n"
+    assert compiler._refusal(log, "ERROR", ptx, "sm_75").endswith(": ERROR: Unknown symbol 'a'")

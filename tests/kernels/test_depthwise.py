@@ -26,6 +26,7 @@ PROBLEMS: dict[str, tuple[Any, int, Any, dict[str, Any]]] = {
     "3x3 stride 2, 3 channels": ((2, 3, 17, 8), 1, (3, 3), {"padding": 1, "stride": 2}),
     "stride 1 and 2": ((1, 4, 7, 8), 1, (3, 3), {"padding": 1, "stride": (1, 2)}),
     "stride above the kernel": ((1, 4, 9, 11), 1, (2, 3), {"stride": (3, 5)}),
+    "strides above the image": ((2, 4, 5, 7), 1, (3, 2), {"padding": (3, 1), "stride": (9, 2**20)}),
     "5x5": ((1, 4, 9, 10), 1, (5, 5), {"padding": 2}),
     "5x5 stride 2": ((1, 4, 11, 8), 1, (5, 5), {"padding": 2, "stride": 2}),
     "7x7": ((1, 8, 9, 10), 1, (7, 7), {"padding": 3}),
@@ -174,12 +175,18 @@ def test_what_it_does_not_take() -> None:
         return depthwise.supports(ConvSpec.infer(x, w, **options), dtype)
 
     assert supports((1, 4, 5, 5), (4, 1, 3, 3), groups=4)
-    assert not supports((1, 4, 5, 5), (4, 1, 3, 3), np.dtype("float64"), groups=4)
+    for other in "float64", ">f4":
+        assert not supports((1, 4, 5, 5), (4, 1, 3, 3), np.dtype(other), groups=4)
     assert not supports((1, 4, 5, 5), (4, 2, 3, 3), groups=2)
     assert not supports((1, 4, 5, 5), (4, 1, 3, 3), groups=4, padding=1, padding_mode="reflect")
     assert not supports((1, 4, 5, 5, 5), (4, 1, 3, 3, 3), groups=4)
     assert not supports((0, 4, 5, 5), (4, 1, 3, 3), groups=4)
     assert not supports((2**11, 2**10, 2**5, 2**5), (2**10, 1, 1, 1), groups=2**10)
+    # A thread that begins 3000 lines of 2**20 numbers before the image needs more than 32 bits.
+    far = {"padding": ((3000, 0), (0, 0)), "stride": (1000, 1)}
+    assert supports((1, 1, 2, 2**19), (1, 1, 1, 1), **far)
+    assert not supports((1, 1, 2, 2**20), (1, 1, 1, 1), **far)
+    assert not supports((1, 1, 2, 2), (1, 1, 1, 1), stride=2**28)
 
 
 def test_every_kernel_is_launched_and_vectors_lie_along_memory(rng: np.random.Generator) -> None:

@@ -1,6 +1,7 @@
 """Launching through CuPy, with the driver's call stubbed: what would reach the driver."""
 
 import ctypes
+import weakref
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ class Driver:
         self.launches: list[Any] = []
         self.attributes: list[Any] = []
         self.allocated: list[int] = []
+        self.freed: list[int] = []
         self.parameters = 0
 
     def funcSetAttribute(self, *arguments: Any) -> None:
@@ -48,6 +50,12 @@ def driver() -> Driver:
     return Driver()
 
 
+class Memory:
+    """A block of CuPy's pool."""
+
+    ptr = 0
+
+
 @pytest.fixture
 def device(driver: Driver) -> CupyDevice:
     """CuPy's module as far as `CupyDevice` knows it; compute capability 9.0, two GPUs."""
@@ -61,13 +69,17 @@ def device(driver: Driver) -> CupyDevice:
         def get_function(self, name: str) -> Any:
             return SimpleNamespace(ptr=1000 + len(loaded), module=self, name=name)
 
-    runtime = SimpleNamespace(current=0)
+    runtime = SimpleNamespace(current=0, capturing=False)
+    runtime.streamIsCapturing = lambda stream: stream == 77 and runtime.capturing
     runtime.getDevice = lambda: runtime.current
     runtime.getDeviceProperties = lambda number: {"multiProcessorCount": 132 - number}
 
     def alloc(size: int) -> Any:
         driver.allocated.append(size)
-        return SimpleNamespace(ptr=0x10000 * len(driver.allocated))
+        memory = Memory()
+        memory.ptr = 0x10000 * len(driver.allocated)
+        weakref.finalize(memory, driver.freed.append, memory.ptr)
+        return memory
 
     cuda = SimpleNamespace(
         alloc=alloc,
@@ -109,6 +121,28 @@ def test_pointers_and_numbers_reach_the_driver(device: CupyDevice, driver: Drive
     assert (second.values[0], second.values[3]) == (0xB000, 0xC000)
     with pytest.raises(TypeError, match="kernel a_test is launched with 2 arrays, not 1"):
         run(array(1))
+
+
+def test_what_a_graph_captured_is_kept(device: CupyDevice, driver: Driver) -> None:
+    """A graph writes to the plan's memory whenever it is launched: nobody else may have it."""
+    plan, kernel = Plan("x"), layout.WIDEN
+    plan.launch(kernel, (1, 1, 1), "x", plan.own(100), total=100, C=1, new_c=4)
+    driver.parameters = 5
+    run = device.sequence(plan)
+    run(array(0xA000))
+    assert driver.freed == [0x10000]
+    device._runtime.capturing = True
+    run(array(0xA000))
+    assert driver.freed == [0x10000]
+    device._runtime.capturing = False
+    run(array(0xA000))
+    assert driver.freed == [0x10000, 0x30000]
+
+
+def test_numbers_that_do_not_fit_are_refused(device: CupyDevice) -> None:
+    """ctypes would take the lower 32 bits, and say nothing."""
+    with pytest.raises(OverflowError, match=r"layout_widen: total=1099511627781 is no int32"):
+        device.prepare(layout.WIDEN, (1, 1, 1), total=2**40 + 5, C=1, new_c=4)
 
 
 def test_a_plan_is_one_allocation_and_its_launches_in_order(

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import gpuconv as gc
+from gpuconv.kernels.cuda import direct
 from gpuconv.shapes import ConvSpec
-from tests.kernels.conftest import channels_last, check
+from tests.kernels.conftest import REFERENCE, channels_last, check
 
 PROBLEMS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "one pixel": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
@@ -95,3 +96,20 @@ def test_arrays_lie_anywhere(rng: np.random.Generator, algo: str) -> None:
             np.testing.assert_array_equal(compute(*turned, b, channels_last(gy)), first)
             assert device.copies >= 6, "of both arrays, and asked before"
             device.start = device.copies = 0
+
+
+def test_what_does_not_fit_32_bits_is_array_code(be: Any, rng: np.random.Generator) -> None:
+    single = np.dtype("float32")
+    for options in {"stride": 2**31}, {"dilation": 2**31}, {"stride": 2**32}:
+        spec = ConvSpec.infer((1, 2, 3), (2, 2, 1), **options)
+        assert not direct.supports(spec, single)
+        x, w = (rng.standard_normal(shape) for shape in (spec.x_shape, spec.w_shape))
+        check(be, lambda be, x, w, spec=spec: be.conv(spec, x, w), x, w)
+    assert direct.supports(ConvSpec.infer((1, 2, 3), (2, 2, 1), stride=2**30), single)
+
+
+def test_numbers_in_the_other_byte_order_are_array_code(be: Any, rng: np.random.Generator) -> None:
+    spec = ConvSpec.infer((2, 3, 9), (4, 3, 2))
+    x, w = (rng.standard_normal(shape).astype(">f4") for shape in (spec.x_shape, spec.w_shape))
+    if be.xp is np:  # CuPy has no such arrays
+        np.testing.assert_allclose(be.conv(spec, x, w), REFERENCE.conv(spec, x, w), rtol=1e-5)

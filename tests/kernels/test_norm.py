@@ -146,6 +146,7 @@ def test_what_the_kernels_take() -> None:
     assert not norm.supports((2, 3, 4), double)
     assert not norm.supports((2, 3, 0), single)
     assert not norm.supports((2**20, 2**11), single)
+    assert not norm.supports((2, 2**29), single)
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,7 @@ def test_what_no_kernel_takes_is_array_code(be: Any, rng: np.random.Generator) -
         same(be, max_both(spec), x, gy)
         same(be, lambda be, x, s=spec: [be.avg_pool(s, x, 4)], x)
         same(be, lambda be, gy, s=spec: [be.avg_pool_grad(s, gy, 4)], gy)
+    assert not pool.supports(PoolSpec.infer((1, 2, 5, 4), 2), np.dtype(">f4"))
 
 
 def test_divisors_from_the_host_are_copied_once(be: Any, rng: np.random.Generator) -> None:

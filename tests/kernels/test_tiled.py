@@ -105,3 +105,12 @@ def test_grad_weight(be: Any, rng: np.random.Generator, name: str, last: bool, t
         return gw
 
     check(be, grad, a["gy"], a["x"])
+
+
+@pytest.mark.parametrize("sms", [4, 132])
+@pytest.mark.parametrize("n", [1, 16, 400])
+def test_no_sum_in_sequence_is_long(n: int, sms: int) -> None:
+    """Above about 40000 products the error budget is exceeded; parts of 2**14 keep within half."""
+    spec = ConvSpec.infer((n, 4, 512, 512), (4, 4, 3, 3), padding=1)
+    _, splits, _ = weight.choose(spec, sms)
+    assert n * 512 * 512 / splits <= 2**14

@@ -53,7 +53,7 @@ def environment(device: str, xp: Any, threads: int) -> dict[str, Any]:
         "dirty": dirty(ROOT),
         "source": source(ROOT),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),
         "processors": processors(),
         "threads": threads,

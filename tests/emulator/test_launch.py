@@ -306,8 +306,8 @@ def test_imports_no_compiler() -> None:
 
 def test_missing_compilers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba_cuda", None)
-    with pytest.raises(emulator.EmulatorError, match=r"needs numba_cuda: pip install"):
+    with pytest.raises(emulator.EmulatorError, match=r"needs numba_cuda: install the extra cuda13"):
         emulator.numba_ptx(test_missing_compilers_are_named, ())
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
-    with pytest.raises(emulator.EmulatorError, match=r"needs cuda.pathfinder: pip install"):
+    with pytest.raises(emulator.EmulatorError, match=r"needs cuda.pathfinder: install the extra"):
         emulator.nvrtc_ptx("")

@@ -18,6 +18,7 @@ class CudaTrain(Norm, Loss, Step):
     plan: Any
     dense: Any
     empty_like_format: Any
+    contiguous: Any
 
     def batch_norm(
         self, x: Array, w: Array | None, b: Array | None, eps: float
@@ -29,7 +30,7 @@ class CudaTrain(Norm, Loss, Step):
         mean, var = (self.device.empty(x.shape[1:2], x.dtype) for _ in range(2))
         stats = self.device.empty((x.shape[1], 4), x.dtype)
         run = self.plan(norm.forward, x.shape, last, eps, w is not None, b is not None)
-        run(x, self._contiguous(w), self._contiguous(b), y, mean, var, stats)
+        run(x, self.contiguous(w), self.contiguous(b), y, mean, var, stats)
         return y, mean, var, (x, last, stats)
 
     def batch_norm_grad(
@@ -44,7 +45,7 @@ class CudaTrain(Norm, Loss, Step):
         gw, gb = (self.device.empty(x.shape[1:2], x.dtype) for _ in range(2))
         gx = self.empty_like_format(x, x.shape, x.dtype) if need_x else None
         run = self.plan(norm.backward, x.shape, last, w is not None)
-        run(gy, x, stats, self._contiguous(w), gx, gw, gb)
+        run(gy, x, stats, self.contiguous(w), gx, gw, gb)
         return gx, gw, gb
 
     def softmax_cross_entropy(
@@ -55,7 +56,7 @@ class CudaTrain(Norm, Loss, Step):
         x, last = self.dense(x)
         losses, peaks, logs = (self.device.empty(target.shape, x.dtype) for _ in range(3))
         run = self.plan(loss.forward, x.shape, last, w is not None, ignore_index, smoothing)
-        run(x, self._contiguous(target), self._contiguous(w), losses, peaks, logs)
+        run(x, self.contiguous(target), self.contiguous(w), losses, peaks, logs)
         return losses, (x, last, peaks, logs)
 
     def softmax_cross_entropy_grad(
@@ -75,8 +76,8 @@ class CudaTrain(Norm, Loss, Step):
         key = x.shape, last, w is not None, ignore_index, smoothing, not single
         w_sum = self.xp.asarray(w.sum()) if w is not None and smoothing else None
         gx = self.empty_like_format(x, x.shape, x.dtype)
-        run, g = self.plan(loss.grad, *key), g if single else self._contiguous(g)
-        run(g, x, peaks, logs, self._contiguous(target), self._contiguous(w), w_sum, gx)
+        run, g = self.plan(loss.grad, *key), g if single else self.contiguous(g)
+        run(g, x, peaks, logs, self.contiguous(target), self.contiguous(w), w_sum, gx)
         return gx
 
     def sgd_step(
@@ -125,7 +126,7 @@ class CudaTrain(Norm, Loss, Step):
             return None
         if w.flags.c_contiguous:
             if all(s is None or s.flags.c_contiguous for s in state):
-                return self._contiguous(gw)
+                return self.contiguous(gw)
         elif w.ndim > 2 and all(s is None or is_channels_last(s) for s in (w, *state)):
             return gw if is_channels_last(gw) else self._copy_as(w, gw)
         return None
@@ -135,6 +136,3 @@ class CudaTrain(Norm, Loss, Step):
         y = self.empty_like_format(x, x.shape, x.dtype)
         y[...] = values
         return y
-
-    def _contiguous(self, x: Array | None) -> Array | None:
-        return x if x is None or x.flags.c_contiguous else self.xp.ascontiguousarray(x)

@@ -43,6 +43,7 @@ from gpuconv.kernels.cuda.ptx import (
     div,
     divide,
     i32,
+    inline,
     lds4,
     load4_if,
     load_if,
@@ -101,10 +102,6 @@ def _outputs(lanes: int, taps: int, stride: int) -> int:
     return 8 if taps > 3 or (lanes, taps, stride) == (1, 3, 1) else 4
 
 
-def _inline(function: Callable[..., Any]) -> Any:
-    return cuda.jit(device=True, inline="always")(function)
-
-
 def _place(lanes: int) -> Any:
     """place(...): the thread's channel k (of `lanes`), its v, its tile along u, its image n."""
     vector = lanes == 4
@@ -129,7 +126,7 @@ def _place(lanes: int) -> Any:
             return i32(rest - n * c_n), v, tile, n
         return k, v, tile, rest
 
-    return _inline(place)
+    return inline(place)
 
 
 def _weights(lanes: int) -> tuple[Any, Any]:
@@ -160,7 +157,7 @@ def _weights(lanes: int) -> tuple[Any, Any]:
             v = lds4(at)
             into[0], into[1], into[2], into[3] = v[0], v[1], v[2], v[3]
 
-    return _inline(prepare), _inline(fetch)
+    return inline(prepare), inline(fetch)
 
 
 def _access(lanes: int) -> tuple[Any, Any]:
@@ -184,7 +181,7 @@ def _access(lanes: int) -> tuple[Any, Any]:
             i = 4 * i
             store4(p, at, values[i], values[i + 1], values[i + 2], values[i + 3])
 
-    return _inline(read), _inline(write)
+    return inline(read), inline(write)
 
 
 def _seen(pixels: int, taps: int) -> Any:
@@ -199,7 +196,7 @@ def _seen(pixels: int, taps: int) -> Any:
                 bits = i32(bits | (1 << i))
         return bits
 
-    return _inline(inside)
+    return inline(inside)
 
 
 def _window(lanes: int, outputs: int, taps: int, stride: int) -> Any:
@@ -226,7 +223,7 @@ def _window(lanes: int, outputs: int, taps: int, stride: int) -> Any:
                 for c in range(lanes):
                     sums[j * lanes + c] += line[(j * stride + t) * lanes + c] * weight[c]
 
-    return _inline(window)
+    return inline(window)
 
 
 def _forward(lanes: int, taps: int, stride: int) -> Callable[..., None]:
@@ -286,7 +283,7 @@ def _forward(lanes: int, taps: int, stride: int) -> Callable[..., None]:
     return depthwise_forward
 
 
-@_inline
+@inline
 def _first_tap(i: Any, stride: Any, dilation: Any, taps: Any) -> Any:
     """The first tap t for which i - t * dilation >= 0 is a multiple of the stride, and of which
     number; `taps` where there is none."""

@@ -21,10 +21,12 @@ from typing import Any
 from numba import cuda, types
 
 from gpuconv.kernels.cuda.compiler import I32, Data, Kernel
+from gpuconv.kernels.cuda.plan import blocks
 from gpuconv.kernels.cuda.ptx import (
     barrier,
     div,
     i32,
+    inline,
     lds,
     lds64,
     load_nc,
@@ -96,7 +98,7 @@ def fold(mode: str) -> Any:
         def index(i: Any, n: Any) -> Any:
             return i32(i + (n if i < 0 else 0) - (n if i >= n else 0))
 
-    return cuda.jit(device=True, inline="always")(index)
+    return inline(index)
 
 
 def _forward(dtype: str, mode: str, channels_last: bool) -> Callable[..., None]:
@@ -282,7 +284,7 @@ def forward(
     total = prod(spec.y_shape)
     kernel = forward_kernel(dtype.name, spec.padding_mode, channels_last)
     numbers.update(has_bias=bias, has_add=add, relu=relu, total=total, K=spec.y_shape[1])
-    return device.prepare(kernel, _blocks(total), **numbers)
+    return device.prepare(kernel, blocks(total, THREADS), **numbers)
 
 
 def grad_input(device: Any, spec: Any, dtype: Any, channels_last: bool) -> Callable[..., Any]:
@@ -291,7 +293,7 @@ def grad_input(device: Any, spec: Any, dtype: Any, channels_last: bool) -> Calla
     numbers.update(_strides("yn yk yo yp yq", spec.y_shape, channels_last))
     total = prod(spec.x_shape)
     kernel = grad_input_kernel(dtype.name, channels_last)
-    return device.prepare(kernel, _blocks(total), total=total, C=spec.x_shape[1], **numbers)
+    return device.prepare(kernel, blocks(total, THREADS), total=total, C=spec.x_shape[1], **numbers)
 
 
 def grad_weight(
@@ -304,10 +306,6 @@ def grad_weight(
     pixels = spec.y_shape[0] * prod(spec.y_shape[2:])
     kernel = grad_weight_kernel(dtype.name, spec.padding_mode)
     return device.prepare(kernel, (prod(spec.w_shape), 1, 1), pixels=pixels, **numbers)
-
-
-def _blocks(total: int) -> tuple[int, int, int]:
-    return -(-total // THREADS), 1, 1
 
 
 def _three(numbers: Any, fill: int = 1) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from numba import cuda, types
 
 from gpuconv.kernels.cuda.compiler import F32, I32, Kernel
-from gpuconv.kernels.cuda.plan import Plan
+from gpuconv.kernels.cuda.plan import Plan, blocks
 from gpuconv.kernels.cuda.ptx import barrier, div, i32, lds, load_nc, rem, shared, store, sts
 
 THREADS = 256
@@ -156,11 +156,6 @@ REDUCE = Kernel("layout_reduce", _reduce, (), THREADS)
 SCATTER = Kernel("layout_scatter", _scatter, (), THREADS)
 
 
-def blocks(total: int) -> tuple[int, int, int]:
-    """A grid of THREADS threads each for `total` numbers."""
-    return -(-total // THREADS), 1, 1
-
-
 def up(n: int, multiple: int) -> int:
     """The least multiple that is not below n."""
     return -(-n // multiple) * multiple
@@ -205,7 +200,7 @@ def images(plan: Plan, x: str, shape: tuple[int, ...], channels_last: bool) -> t
     total = n * h * w * wide
     copy = plan.own(total)
     if channels_last:
-        plan.launch(WIDEN, blocks(total), x, copy, total=total, C=c, new_c=wide)
+        plan.launch(WIDEN, blocks(total, THREADS), x, copy, total=total, C=c, new_c=wide)
     else:
         turn(plan, x, copy, n, c, h * w, wide, h * w)
     return wide, copy
@@ -226,7 +221,7 @@ def reduction(
     """Launch `reduce`."""
     plan.launch(
         REDUCE,
-        blocks(total),
+        blocks(total, THREADS),
         parts,
         b,
         add,

@@ -23,12 +23,12 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.cuda.compiler import F32, I32, I64, I64P, Float, Kernel
-from gpuconv.kernels.cuda.ptx import div, i32, load_nc, rem, shuffle_xor, store
+from gpuconv.kernels.cuda.plan import blocks
+from gpuconv.kernels.cuda.ptx import div, i32, inline, load_nc, rem, shuffle_xor, store
 
 THREADS = 256
 FLOAT32, f32 = np.dtype("float32"), types.float32
 ZERO, ONE, LOWEST = f32(0), f32(1), f32(-inf)
-inline = cuda.jit(device=True, inline="always")
 
 
 def kernels() -> list[Kernel]:
@@ -213,4 +213,4 @@ def _numbers(
         "ignore": int(ignore_index),
         "spread": smoothing / C,
     }
-    return (-(-positions * lanes // THREADS), 1, 1), numbers
+    return blocks(positions * lanes, THREADS), numbers

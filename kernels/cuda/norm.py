@@ -39,6 +39,7 @@ from gpuconv.kernels.cuda.ptx import (
     barrier,
     div,
     i32,
+    inline,
     lds4,
     load4_nc,
     load_nc,
@@ -51,8 +52,7 @@ from gpuconv.kernels.cuda.ptx import (
 THREADS, FEW = 256, 64  # a block that walks, a block that combines
 FLOAT32, f32 = np.dtype("float32"), types.float32
 ZERO, ONE, FOUR, QUARTER = f32(0), f32(1), f32(4), f32(0.25)
-inline = cuda.jit(device=True, inline="always")
-divide = libdevice.fast_fdividef  # good to 2 units in the last place, which shares can bear
+share_of = libdevice.fast_fdividef  # good to 2 units in the last place, which shares can bear
 
 
 def kernels() -> list[Kernel]:
@@ -132,7 +132,7 @@ def update(v: Any, n: Any, mean: Any, m2: Any) -> Any:
     middle = ((v[0] + v[1]) + (v[2] + v[3])) * QUARTER
     a, b, c, d = minus(v, middle, ZERO)
     delta, more = middle - mean, n + FOUR
-    share = divide(FOUR, more)
+    share = share_of(FOUR, more)
     m2 += ((a * a + b * b) + (c * c + d * d)) + delta * delta * (n * share)
     return more, mean + delta * share, m2
 
@@ -215,7 +215,7 @@ def _statistics() -> Callable[..., None]:
             d = load_nc(x, at) - shift
             n += ONE
             delta = d - low
-            low += divide(delta, n)
+            low += share_of(delta, n)
             m2 += delta * (d - low)
             at, p = walk(at, p, moves)
             i = i32(i + step)

@@ -17,6 +17,11 @@ from typing import NamedTuple
 from gpuconv.kernels.cuda.compiler import Kernel
 
 
+def blocks(total: int, threads: int) -> tuple[int, int, int]:
+    """A grid of one thread each for `total` numbers, in blocks of `threads`."""
+    return -(-total // threads), 1, 1
+
+
 class Launch(NamedTuple):
     """A kernel, its grid, its arrays by name in order (None: a null pointer), its numbers."""
 

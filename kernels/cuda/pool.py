@@ -28,10 +28,12 @@ from typing import Any
 from numba import cuda, types
 
 from gpuconv.kernels.cuda.compiler import I32, I32P, Data, Kernel, Scalar
+from gpuconv.kernels.cuda.plan import blocks
 from gpuconv.kernels.cuda.ptx import (
     div,
     divide,
     i32,
+    inline,
     load4_nc,
     load_nc,
     reciprocal,
@@ -57,30 +59,26 @@ def _kernel(make: Callable[..., Any], dtype: str, vector: bool) -> Kernel:
     return Kernel(name, make, (("dtype", dtype), ("vector", vector)), THREADS, blocks)
 
 
-def _device(function: Callable[..., Any]) -> Any:
-    return cuda.jit(device=True, inline="always")(function)
-
-
-@_device
+@inline
 def _first_tap(start: Any, step: Any) -> Any:
     """The first tap that is not before the image, of a window from pixel `start` on."""
     return i32(0) if start >= 0 else div(i32(step - 1 - start), step)
 
 
-@_device
+@inline
 def _end_tap(start: Any, step: Any, taps: Any, size: Any) -> Any:
     """One past the last tap that is not behind the image's `size` pixels."""
     last = i32(start + (taps - 1) * step)
     return taps if last < size else div(i32(size - start + step - 1), step)
 
 
-@_device
+@inline
 def _first_window(pixel: Any, reach: Any, stride: Any, factor: Any, shift: Any) -> Any:
     """The first window that reaches the pixel, counted from the padding's first."""
     return i32(0) if pixel <= reach else divide(i32(pixel - reach + stride - 1), factor, shift)
 
 
-@_device
+@inline
 def _last_window(pixel: Any, windows: Any, factor: Any, shift: Any) -> Any:
     """The last window that starts at or before the pixel; -1 if there is none."""
     return i32(-1) if pixel < 0 else min(divide(pixel, factor, shift), i32(windows - 1))
@@ -118,10 +116,10 @@ def _access(vector: bool) -> tuple[Any, ...]:
                 if j == 0 or jumps[j] > 0:
                     store(p, i32(at + jumps[j]), v[j])
 
-    return tuple(_device(f) for f in (first_plane, read, write))
+    return tuple(inline(f) for f in (first_plane, read, write))
 
 
-@_device
+@inline
 def _set_jumps(jumps: Any, plane: Any, planes: Any, size: Any) -> None:
     for j in range(4):
         jumps[j] = i32(j * size) if i32(plane + j) < planes else i32(0)
@@ -412,4 +410,4 @@ def _geometry(
     for name, number in divisors.items():
         numbers[f"{name}_factor"], numbers[f"{name}_shift"] = reciprocal(number)
     total = numbers["total"] = groups * numbers[rows] * numbers[columns] * adjacent
-    return _kernel(make, dtype.name, vector), (-(-total // THREADS), 1, 1), numbers
+    return _kernel(make, dtype.name, vector), blocks(total, THREADS), numbers

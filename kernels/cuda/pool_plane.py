@@ -21,6 +21,7 @@ from typing import Any
 from numba import cuda, types
 
 from gpuconv.kernels.cuda.compiler import I32, I32P, Data, Kernel, Scalar
+from gpuconv.kernels.cuda.plan import blocks
 from gpuconv.kernels.cuda.ptx import (
     barrier,
     div,
@@ -198,4 +199,4 @@ def _geometry(spec: Any, channels_last: bool) -> tuple[tuple[int, int, int], dic
         numbers = {"xc": pixels, "xp": 1, "members": members}
         numbers |= {"member_step": 1, "plane_step": members}
     numbers |= {"planes": planes, "C": c, "pixels": pixels, "xn": c * pixels}
-    return (-(-planes * numbers["members"] // THREADS), 1, 1), numbers
+    return blocks(planes * numbers["members"], THREADS), numbers

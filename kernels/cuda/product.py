@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from math import gcd, prod
 from typing import Any
 
-from gpuconv.kernels.cuda.layout import GATHER, blocks, images, reduction, turn, up
-from gpuconv.kernels.cuda.plan import Plan
+from gpuconv.kernels.cuda.layout import GATHER, images, reduction, turn, up
+from gpuconv.kernels.cuda.plan import Plan, blocks
 from gpuconv.kernels.cuda.ptx import reciprocal
 from gpuconv.kernels.cuda.tiled import CONFIGS, FAR, OLD, STEP, Config, kernel
 
@@ -245,7 +245,7 @@ def grad_input(
         if size:  # else no taps meet this class of pixels: there is nothing to pack
             plan.launch(
                 GATHER,
-                blocks(size),
+                blocks(size, GATHER.threads),
                 "w",
                 matrix,
                 total=size,

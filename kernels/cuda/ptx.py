@@ -16,6 +16,7 @@ into one. These intrinsics are what the kernels are written with instead:
     copy4(s, p, i, n)           the same with 4
     commit(), wait(n)           close a group of copies; wait until at most n groups are open
     barrier()                   all threads of the block
+    inline(f)                   f as a function that kernels can call
     shuffle_xor(v, mask)        the float32 of lane ^ mask
     ldmatrix4, ldmatrix4_turned four 8x8 matrices of 16-bit numbers, a row an address of a lane
     mma_f16, mma_bf16, mma_tf32 tensor cores: c (4 float32 a lane) += a b, for a warp's 16x8 of c
@@ -34,6 +35,8 @@ _BYTE, _I32, _I64, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.Fl
 _GLOBAL, _SHARED = 1, 3  # address spaces
 
 barrier = cuda.syncthreads
+# Decorates a function that kernels call: it becomes a part of them, and needs no device to compile.
+inline = cuda.jit(device=True, inline="always")
 
 
 def _emit(signature: Any, code: Callable[..., Any]) -> Any:

@@ -20,11 +20,21 @@ import numpy as np
 from numba import cuda, types
 
 from gpuconv.kernels.cuda.compiler import I32, Data, Kernel, Scalar
-from gpuconv.kernels.cuda.ptx import aligned, i32, load, load4, load4_nc, load_nc, store, store4
+from gpuconv.kernels.cuda.plan import blocks
+from gpuconv.kernels.cuda.ptx import (
+    aligned,
+    i32,
+    inline,
+    load,
+    load4,
+    load4_nc,
+    load_nc,
+    store,
+    store4,
+)
 
 THREADS = 256
 DTYPES = np.dtype("float32"), np.dtype("float64")
-inline = cuda.jit(device=True, inline="always")
 
 
 def kernels() -> list[Kernel]:
@@ -226,7 +236,7 @@ def sgd(
     """run(w, gw, buffer or None, lr=, momentum=, dampening=, weight_decay=, nesterov=)."""
     launch = device.prepare(
         _kernel(_sgd, dtype.name),
-        _blocks(size),
+        blocks(size, 4 * THREADS),
         ("lr", "momentum", "rest", "decay"),
         total=size,
         has_buffer=has_buffer,
@@ -255,7 +265,7 @@ def adam(device: Any, size: int, dtype: Any, amsgrad: bool) -> Callable[..., Non
     decoupled=)."""
     launch = device.prepare(
         _kernel(_adam, dtype.name),
-        _blocks(size),
+        blocks(size, 4 * THREADS),
         ("scale", "rest1", "beta2", "rest2", "root", "eps", "decay", "shrink"),
         total=size,
         amsgrad=amsgrad,
@@ -302,7 +312,7 @@ def rmsprop(
     momentum=)."""
     launch = device.prepare(
         _kernel(_rmsprop, dtype.name),
-        _blocks(size),
+        blocks(size, 4 * THREADS),
         ("lr", "alpha", "rest", "eps", "momentum", "decay"),
         total=size,
         centered=centered,
@@ -337,7 +347,3 @@ def rmsprop(
         )
 
     return run
-
-
-def _blocks(size: int) -> tuple[int, int, int]:
-    return -(-size // (4 * THREADS)), 1, 1

@@ -27,8 +27,8 @@ from typing import Any
 from numba import cuda, types
 
 from gpuconv.kernels.cuda.compiler import F32, I32, Kernel
-from gpuconv.kernels.cuda.layout import SCATTER, blocks, images, up
-from gpuconv.kernels.cuda.plan import Plan
+from gpuconv.kernels.cuda.layout import SCATTER, images, up
+from gpuconv.kernels.cuda.plan import Plan, blocks
 from gpuconv.kernels.cuda.product import cycles, parts_of
 from gpuconv.kernels.cuda.ptx import (
     barrier,
@@ -158,7 +158,7 @@ def grad_weight(
     )
     plan.launch(
         SCATTER,
-        blocks(size),
+        blocks(size, SCATTER.threads),
         parts,
         "gw",
         total=size,

@@ -1,0 +1,70 @@
+"""What plans of CPU kernels are made with: the same seam as `gpuconv.cuda.device`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpuconv.cpu.memory import POOL
+from gpuconv.cpu.team import get_num_threads, team
+from gpuconv.kernels.cpu import compiler
+from gpuconv.kernels.cpu.compiler import Kernel
+
+Array = Any
+Run = Callable[..., None]
+
+
+class Device:
+    """This processor."""
+
+    xp = np
+
+    @property
+    def threads(self) -> int:
+        """How many threads take part in a launch."""
+        return get_num_threads()
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An uninitialised array from the pool."""
+        return POOL.empty(shape, dtype)
+
+    def prepare(
+        self, kernel: Kernel, tasks: int, *, scratch: int = 0, several: bool = True, **numbers: Any
+    ) -> Run:
+        """run(*arrays): the kernel for tasks 0 .. tasks-1, on several threads if it is worth it.
+
+        A kernel's parameters are its pointers, in the order of `arrays` (None is address 0), then
+        its numbers, given here by name. With `scratch`, bytes that each thread has for itself, the
+        last pointer is to `threads` times as many; a thread's own begin at thread * scratch.
+        """
+        names = list(kernel.parameters)
+        pointers = [name for name, kind in kernel.parameters.items() if kind.endswith("*")]
+        if names[: len(pointers)] != pointers:
+            raise TypeError(f"kernel {kernel.name}: its pointers must come before its numbers")
+        given = [numbers.pop(name) for name in names[len(pointers) :]]
+        if numbers:
+            raise TypeError(f"kernel {kernel.name} has no parameter {', '.join(numbers)}")
+        function, pack, count = compiler.function(kernel), compiler.packer(kernel), len(pointers)
+
+        def run(*arrays: Array) -> None:
+            threads = get_num_threads()
+            if scratch:
+                own = POOL.empty((threads * scratch,), np.uint8)
+                arrays = (*arrays, own)
+            if len(arrays) != count:
+                raise TypeError(f"kernel {kernel.name} takes {count} arrays, not {len(arrays)}")
+            places = [0 if a is None else a.ctypes.data for a in arrays]
+            team().run(function, tasks, pack(*places, *given), threads if several else 1)
+
+        return run
+
+    def launch(self, kernel: Kernel, tasks: int, *values: Any, several: bool = True) -> None:
+        """The kernel once, with arrays and numbers in the order of its parameters."""
+        given = [
+            0 if v is None else v.ctypes.data if isinstance(v, np.ndarray) else v for v in values
+        ]
+        block = compiler.packer(kernel)(*given)
+        team().run(compiler.function(kernel), tasks, block, get_num_threads() if several else 1)
+
+
+DEVICE = Device()

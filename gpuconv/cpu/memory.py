@@ -1,0 +1,88 @@
+"""Memory for results and workspaces, kept when it is free and given out again.
+
+The first touch of fresh memory costs the system 5 microseconds a page, more than most kernels need
+to fill it. So large arrays are made of blocks that a pool keeps: when the last array or view of a
+block is gone, the block is free again. What is kept unused is bounded.
+"""
+
+import weakref
+from collections import deque
+from math import prod
+from typing import Any
+
+import numpy as np
+
+SMALL = 1 << 16  # bytes below which malloc is quick enough
+ALIGN = 64
+MOST = 2 << 30  # bytes of free blocks that are kept
+
+
+class Pool:
+    """Blocks by size class; safe to use from any thread, and from the garbage collector."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self.most = most
+        self.free: dict[int, deque[Any]] = {}
+        self.held = 0  # bytes of free blocks; exact but for what others do at the same moment
+        self.lent: dict[int, tuple[weakref.ref[Any], Any, int]] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """An uninitialised C-contiguous array, at a multiple of 64 bytes if it is large."""
+        kind = np.dtype(dtype)
+        needed = prod(shape) * kind.itemsize
+        if needed < SMALL:
+            return np.empty(shape, kind)
+        size = _class(needed)
+        try:
+            block = self.free[size].pop()
+            self.held -= size
+        except (KeyError, IndexError):
+            block = _block(size)
+        array = np.ndarray(shape, kind, buffer=block)
+        number = id(array)
+        # The callback may run in any thread, in the middle of anything: it only appends.
+        self.lent[number] = (
+            weakref.ref(array, lambda _, number=number: self._back(number)),
+            block,
+            size,
+        )
+        return array
+
+    def _back(self, number: int) -> None:
+        _, block, size = self.lent.pop(number)
+        if self.held + size <= self.most:
+            self.held += size
+            self.free.setdefault(size, deque()).append(block)
+
+    def release(self) -> int:
+        """Give all free blocks back to the system; how many bytes they had."""
+        total = 0
+        for size, blocks in list(self.free.items()):
+            while True:
+                try:
+                    blocks.pop()
+                except IndexError:
+                    break
+                total += size
+        self.held -= total
+        return total
+
+
+def _class(needed: int) -> int:
+    """The size of block for so many bytes: at most an eighth more than needed."""
+    step = 1 << max(needed.bit_length() - 4, 12)
+    return -(-needed // step) * step
+
+
+def _block(size: int) -> memoryview:
+    raw = np.empty(size + ALIGN, dtype=np.uint8)
+    start = -raw.ctypes.data % ALIGN
+    return memoryview(raw[start : start + size])
+
+
+POOL = Pool()
+
+
+def release_memory() -> int:
+    """Return the memory that gpuconv keeps for results on the CPU to the system; bytes of it."""
+    return POOL.release()

@@ -1,0 +1,140 @@
+"""The threads that compute: the one that asks, and helpers that sleep when there is nothing to do.
+
+Helpers are threads of Python's that spend their time in compiled code, without the interpreter's
+lock. They begin with the first job that is worth several threads, stay awake for `AWAKE` turns after
+each (some 50 microseconds), and end with the process. They are gpuconv's own: no setting of the
+process changes, other libraries' threads find idle processors, and a fork is harmless: the child
+begins with none.
+"""
+
+import atexit
+import ctypes
+import os
+import threading
+from functools import cache
+
+import numpy as np
+
+from gpuconv.errors import ArgumentError
+from gpuconv.kernels.cpu import compiler, threads
+
+AWAKE = 2000
+_FOR_RUN = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_char_p
+)
+_FOR_SERVE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3)
+
+
+class Team:
+    """The caller and its helpers; `run` may be called from any number of threads at once."""
+
+    def __init__(self) -> None:
+        self.state = np.zeros(threads.SIZE, dtype=np.int64)
+        self.address = self.state.ctypes.data
+        self.call = _FOR_RUN(compiler.function(threads.RUN))
+        self.spare = ctypes.addressof(_SPARE)
+        self.busy = threading.Lock()  # held by whoever has the helpers
+        self.helpers: list[Helper] = []
+
+    def run(self, function: int, tasks: int, block: bytes, limit: int) -> None:
+        """Call a compiled kernel for every task, on at most `limit` threads.
+
+        Where another thread has the helpers, the caller computes alone: with the same result.
+        """
+        count = min(tasks, limit)
+        if count < 2 or not self.busy.acquire(blocking=False):
+            self.call(self.spare, self.spare, self.address, function, tasks, 1, block)
+            return
+        try:
+            while len(self.helpers) < count - 1:
+                self.helpers.append(Helper(self, len(self.helpers) + 1))
+            for helper in self.helpers[: count - 1]:
+                if helper.asleep:
+                    helper.wake()
+            self.call(self.spare, self.spare, self.address, function, tasks, count, block)
+        finally:
+            self.busy.release()
+
+    def stop(self) -> None:
+        """End the helpers."""
+        with self.busy:
+            self.state[threads.STOP] = 1
+            for helper in self.helpers:
+                helper.stopped = True
+                helper.gate.release()
+            for helper in self.helpers:
+                helper.thread.join(1.0)
+            self.helpers.clear()
+            self.state[threads.STOP] = 0
+
+
+class Helper:
+    """One thread that helps a team."""
+
+    def __init__(self, team: Team, number: int) -> None:
+        self.serve = _FOR_SERVE(compiler.function(threads.SERVE))
+        self.address, self.number, self.spare = team.address, number, team.spare
+        self.state = team.state  # kept as long as the thread runs
+        self.asleep, self.stopped = True, False
+        self.gate = threading.Semaphore(0)
+        name = f"gpuconv-{number}"
+        self.thread = threading.Thread(target=self._live, name=name, daemon=True)
+        self.thread.start()
+
+    def wake(self) -> None:
+        self.asleep = False
+        self.gate.release()
+
+    def _live(self) -> None:
+        while True:
+            self.gate.acquire()
+            if self.stopped:
+                return
+            self.serve(self.spare, self.spare, self.address, self.number, AWAKE)
+            self.asleep = True
+
+
+_SPARE = (ctypes.c_int64 * 8)()
+_count: int | None = None
+
+
+def get_num_threads() -> int:
+    """How many threads compute on a CPU."""
+    return _count or _default()
+
+
+def set_num_threads(count: int) -> None:
+    """Compute on a CPU with `count` threads; the results are the same bits for every count.
+
+    The default is $OMP_NUM_THREADS, or the processors that this process may use.
+    """
+    global _count
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1024:
+        raise ArgumentError(f"set_num_threads: count={count!r} must be an integer from 1 to 1024")
+    _count = count
+
+
+@cache
+def team() -> Team:
+    """The process's team."""
+    return Team()
+
+
+@cache
+def _default() -> int:
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if given.isdigit() and int(given):
+        return int(given)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@atexit.register
+def _end() -> None:
+    if team.cache_info().currsize:
+        team().stop()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=team.cache_clear)

@@ -1,0 +1,1 @@
+"""Convolution, pooling, normalisation and optimizer kernels for CPUs, one family a file."""

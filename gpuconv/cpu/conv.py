@@ -1,4 +1,4 @@
-"""Convolution on CPUs: which algorithm takes it, decided from the shapes alone, and its launches."""
+"""Convolution on CPUs: which algorithm takes it, decided from the shapes alone; its launches."""
 
 from typing import Any
 

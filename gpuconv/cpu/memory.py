@@ -7,6 +7,7 @@ block is gone, the block is free again. What is kept unused is bounded.
 
 import weakref
 from collections import deque
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -41,14 +42,10 @@ class Pool:
         array = np.ndarray(shape, kind, buffer=block)
         number = id(array)
         # The callback may run in any thread, in the middle of anything: it only appends.
-        self.lent[number] = (
-            weakref.ref(array, lambda _, number=number: self._back(number)),
-            block,
-            size,
-        )
+        self.lent[number] = weakref.ref(array, partial(self._back, number)), block, size
         return array
 
-    def _back(self, number: int) -> None:
+    def _back(self, number: int, _: Any) -> None:
         _, block, size = self.lent.pop(number)
         if self.held + size <= self.most:
             self.held += size
@@ -74,8 +71,8 @@ def _class(needed: int) -> int:
     return -(-needed // step) * step
 
 
-def _block(size: int) -> memoryview:
-    raw = np.empty(size + ALIGN, dtype=np.uint8)
+def _block(size: int) -> Any:
+    raw: Any = np.empty(size + ALIGN, dtype=np.uint8)
     start = -raw.ctypes.data % ALIGN
     return memoryview(raw[start : start + size])
 

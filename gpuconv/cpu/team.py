@@ -1,10 +1,10 @@
 """The threads that compute: the one that asks, and helpers that sleep when there is nothing to do.
 
 Helpers are threads of Python's that spend their time in compiled code, without the interpreter's
-lock. They begin with the first job that is worth several threads, stay awake for `AWAKE` turns after
-each (some 50 microseconds), and end with the process. They are gpuconv's own: no setting of the
-process changes, other libraries' threads find idle processors, and a fork is harmless: the child
-begins with none.
+lock. They begin with the first job that is worth several threads, stay awake for `AWAKE` turns
+after each (some 50 microseconds), and end with the process. They are gpuconv's own: no setting of
+the process changes, other libraries' threads find idle processors, and a fork is harmless: the
+child begins with none.
 """
 
 import atexit

@@ -2,9 +2,9 @@
 
     call = function(kernel)     # the address of  int f(void *, void *, task, thread, arguments)
 
-Numba turns the Python function into LLVM's language, LLVM turns that into machine code, which is
-kept in $GPUCONV_CACHE (default: gpuconv in the user's cache folder), one file an entry, under a hash
-of the kernel's source file and those it imports, its constants, the processor and the versions of
+Numba turns the Python function into LLVM's language, LLVM turns that into machine code, which
+is kept in $GPUCONV_CACHE (default: gpuconv in the user's cache folder), one file an entry, by a
+hash of the kernel's source file and those it imports, its constants, the processor and the versions of
 the tools. What is on disk is loaded by llvmlite alone: Numba, which takes a second to import, is
 needed only to compile. This file is the only one that knows how Numba compiles.
 
@@ -167,9 +167,9 @@ def build(kernel: Kernel, isa: Isa) -> tuple[str, bytes]:
     llvm = _llvm()
     module = llvm.parse_assembly(text)
     for item in module.functions:
-        if item.is_declaration and not item.name.startswith("llvm."):
-            if not EXTERNAL.fullmatch(item.name):
-                raise CompileError(f"kernel {kernel.name}: it needs {item.name}; kernels call none")
+        foreign = item.is_declaration and not item.name.startswith("llvm.")
+        if foreign and not EXTERNAL.fullmatch(item.name):
+            raise CompileError(f"kernel {kernel.name}: it needs {item.name}; kernels call none")
     return entry, _machine(isa).emit_object(module)
 
 

@@ -28,7 +28,7 @@ def lanes(dtype: str) -> int:
     return current().vector // (4 if dtype == "float32" else 8)
 
 
-class Vector(types.Type):  # type: ignore[misc]
+class Vector(types.Type):
     """Numbers of one type side by side in a register."""
 
     def __init__(self, dtype: Any, count: int) -> None:
@@ -36,7 +36,7 @@ class Vector(types.Type):  # type: ignore[misc]
         super().__init__(name=f"Vector({dtype}, {count})")
 
 
-class Tile(types.Type):  # type: ignore[misc]
+class Tile(types.Type):
     """rows x vectors registers of sums."""
 
     def __init__(self, dtype: Any, count: int, rows: int, vectors: int) -> None:
@@ -55,13 +55,13 @@ def _vector(dtype: Any, count: int) -> Any:
 
 
 @register_default(Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, _vector(fe_type.dtype, fe_type.count))
 
 
 @register_default(Tile)
-class _TileModel(models.PrimitiveModel):  # type: ignore[misc]
+class _TileModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         item = _vector(fe_type.dtype, fe_type.count)
         super().__init__(dmm, fe_type, ir.ArrayType(item, fe_type.rows * fe_type.vectors))
@@ -213,11 +213,11 @@ def _suffix(kind: Any) -> str:
 
 @intrinsic
 def load_part(typingctx: Any, p: Any, count: Any) -> Any:
-    """The first `count` numbers at p, then zeros; nothing beyond them is read. count may be <= 0."""
+    """The first `count` numbers at p, then zeros; nothing beyond is read. count may be <= 0."""
     result = Vector(p.dtype, width(p.dtype))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _load_part(builder, *arguments, result)
+        return _load_part(builder, arguments[0], arguments[1], result)
 
     return result(p, types.int64), codegen
 
@@ -616,7 +616,7 @@ def pause(typingctx: Any) -> Any:
     """A moment's rest in a loop that waits."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if current().cpu and not current().name == "generic":
+        if current().name != "generic":
             kind = ir.FunctionType(ir.VoidType(), [])
             builder.call(
                 cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), []

@@ -6,7 +6,7 @@ and one of its passes (forward, gradient by input, gradient by weight). The sets
     main    84 layer-passes of ResNet-50, VGG-16, AlexNet, MobileNet, LeNet-5 and a CIFAR net
     hard    30 more, where kernels have most to lose: few channels with stride 2, deep 1x1 at 7x7
     gpu     the layers of both at batch 1, 8, 32 and 256
-    nets    training steps of whole models
+    nets    whole models: training steps, and inference with folded batch normalisation
 
 A net's first layer has no gradient by input: nothing in training needs it.
 """
@@ -63,7 +63,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Net:
-    """A training step (forward, loss, backward, SGD with momentum) of a model by name."""
+    """A model by name, and what is timed.
+
+    "step": a training step (forward, loss, backward, SGD with momentum). "infer": the forward pass
+    in evaluation, with batch normalisation folded into the convolutions (`gpuconv.nn.fold`).
+    """
 
     name: str
     model: str  # in gpuconv.models
@@ -105,6 +109,9 @@ NETS = (
     Net("lenet5.n64", "lenet5", (64, 1, 28, 28)),
     Net("simple_cnn.n64", "simple_cnn", (64, 1, 28, 28)),
     Net("simple_cnn.n256", "simple_cnn", (256, 1, 28, 28)),
+    Net("resnet20.n64", "resnet20", (64, 3, 32, 32)),
+    Net("resnet50.n1", "resnet50", (1, 3, 224, 224), 1000, passes=("infer",)),
+    Net("resnet50.n8", "resnet50", (8, 3, 224, 224), 1000, passes=("infer",)),
 )
 
 
@@ -136,7 +143,7 @@ def select(names: str, passes: str = "", patterns: str = "") -> list[tuple[Case 
     that is unknown, for a pattern that no name has, and where nothing is left.
     """
     wanted = [p for p in passes.split(",") if p]
-    for given, known in ((names.split(","), [*SETS]), (wanted, [*PASSES, "step"])):
+    for given, known in ((names.split(","), [*SETS]), (wanted, [*PASSES, "step", "infer"])):
         for name in given:
             if name not in known:
                 raise ValueError(f"{name!r} is unknown; use some of {', '.join(known)}")

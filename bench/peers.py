@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import gpuconv as gc
-from bench import problems
+from bench import onnx_net, problems
 from bench.problems import FORMATS, Array, Gap
 from gpuconv.backends import get_backend
 
@@ -44,6 +44,8 @@ class Gpuconv:
     def load(self, problem: Any, format: str) -> Loaded:
         if problem.kind == "step":
             return self._step(problem, format)
+        if problem.kind == "infer":
+            return self._infer(problem, format)
         options, spec = problem.case.options, problem.spec
         x, w, gy = problem.array("x", format), problem.array("w"), problem.array("gy", format)
         if problem.kind == "forward":
@@ -71,6 +73,18 @@ class Gpuconv:
             return xp.concatenate([p.grad.data.reshape(-1) for p in model.parameters()])
 
         return Loaded(step, gradients)
+
+    def _infer(self, problem: Any, format: str) -> Loaded:
+        xp, model = problem.xp, gc.nn.fold(problem.model)
+        if xp is not np:
+            model.to("cuda")
+        images = problems.in_format(xp, problem.images, format)
+
+        def infer() -> Any:
+            with gc.no_grad():
+                return model(images)
+
+        return Loaded(infer, lambda y: y.data)
 
 
 class Torch:
@@ -100,6 +114,9 @@ class Torch:
         if problem.kind == "step":
             step, gradients = problems.torch_step(problem, format)
             return Loaded(step, lambda _: problems.from_torch(gradients(), xp))
+        if problem.kind == "infer":
+            infer = problems.torch_infer(problem, format)
+            return Loaded(infer, lambda y: problems.from_torch(y, xp))
         # The weight too is in the format, as it is in a model moved to channels_last.
         x, w, gy = (problems.as_torch(problem.array(name, format)) for name in ("x", "w", "gy"))
         call = problems.torch_pass(problem.case, problem.kind, x, w, gy)
@@ -129,21 +146,24 @@ class OnnxRuntime:
         return nullcontext()
 
     def load(self, problem: Any, format: str) -> Loaded:
-        if problem.kind != "forward":
+        if problem.kind not in ("forward", "infer"):
             raise Gap("inference only")
         options = self.ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         # Its threads would go on spinning while the others are measured.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
-        model = self._model(problem).SerializeToString()
+        whole = problem.kind == "infer"
+        graph = self._net(problem) if whole else self._model(problem)
+        model = graph.SerializeToString()
         session = self.ort.InferenceSession(model, options, providers=[self.provider])
-        x = problem.array("x")
+        x = problem.images if whole else problem.array("x")
         if isinstance(x, np.ndarray):
             return Loaded(lambda: session.run(None, {"x": x})[0])
         if session.get_providers()[0] != self.provider[0]:
             raise Gap("the CUDA provider did not start")
-        y, binding = problem.xp.empty(problem.spec.y_shape, dtype="float32"), session.io_binding()
+        shape = (len(x), problem.case.classes) if whole else problem.spec.y_shape
+        y, binding = problem.xp.empty(shape, dtype="float32"), session.io_binding()
         for bind, name, array in ((binding.bind_input, "x", x), (binding.bind_output, "y", y)):
             bind(name, "cuda", 0, np.float32, array.shape, array.data.ptr)
         problem.xp.cuda.get_current_stream().synchronize()  # its stream is its own
@@ -153,6 +173,9 @@ class OnnxRuntime:
             return y
 
         return Loaded(run)
+
+    def _net(self, problem: Any) -> Any:
+        return onnx_net.model(self.onnx, gc.nn.fold(problem.model), problem.case.x_shape)
 
     def _model(self, problem: Any) -> Any:
         helper, float32 = self.onnx.helper, self.onnx.TensorProto.FLOAT

@@ -116,15 +116,18 @@ class ConvProblem:
 
 
 class NetProblem:
-    """A training step; what is compared are the gradients of all parameters in the first step."""
+    """A whole model. Of a training step the gradients of all parameters in the first one are
+    compared, of inference the scores."""
 
-    kind, precision = "step", "float32"
+    precision = "float32"
     flops = bytes = 0  # not counted: time is what is compared
 
     def __init__(self, case: Net, kind: str, xp: Any) -> None:
-        self.case, self.xp = case, xp
+        self.case, self.kind, self.xp = case, kind, xp
         gc.manual_seed(0)
         self.model = gc.models.for_images(case.model, case.classes, case.x_shape[1:])
+        if kind == "infer":
+            _settle(self.model)
         self.state = {name: a.copy() for name, a in self.model.state_dict().items()}
         self.images = numbers(xp, case.x_shape, crc32(case.name.encode()))
         self.labels = xp.asarray(np.arange(case.x_shape[0]) * 7 % case.classes)
@@ -132,11 +135,14 @@ class NetProblem:
     def solve(self) -> None:
         """As ConvProblem's; Gap without torch, for the reference would be its own oracle."""
         if not has_torch(self.xp):
-            raise Gap("a training step is checked with torch, which is not installed")
+            raise Gap("a whole model is checked with torch, which is not installed")
         self.oracle = "torch float64"
         with plain_torch():
             found = []
             for dtype in ("float64", "float32"):
+                if self.kind == "infer":
+                    found.append(from_torch(torch_infer(self, "nchw", dtype)(), self.xp))
+                    continue
                 step, gradients = torch_step(self, "nchw", dtype)
                 step()
                 found.append(from_torch(gradients(), self.xp))
@@ -144,6 +150,21 @@ class NetProblem:
         self.plain_error = self.error(found[1])
 
     error, bar = ConvProblem.error, ConvProblem.bar
+
+
+def _settle(model: Any) -> None:
+    """Statistics such that a net that was never trained passes numbers on, neither lost nor huge.
+
+    Every normalisation gets those of its own input, of a small batch.
+    """
+    be = gc.backends.get_backend("numpy")
+    for module in model.modules():
+        if isinstance(module, gc.nn.BatchNorm2d):
+            module.momentum = 1.0
+    images = np.random.default_rng(1).standard_normal((2, 3, 64, 64), dtype=np.float32)
+    with gc.backend(be), gc.no_grad():
+        model(images)
+    model.eval()
 
 
 def size(case: Case | Net, kind: str) -> tuple[int, int]:
@@ -258,12 +279,113 @@ def torch_net(model: Any) -> Any:
     if name == "BatchNorm2d":
         return nn.BatchNorm2d(model.num_features)
     if name == "MaxPool2d":
-        return nn.MaxPool2d(model.kernel_size, model.stride)
+        return nn.MaxPool2d(model.kernel_size, model.stride, model.padding)
+    if name == "ResNet":
+        return torch_resnet(model)
     if name == "AdaptiveAvgPool2d":
         return nn.AdaptiveAvgPool2d(model.output_size)
     if name in ("ReLU", "Flatten", "Identity"):
         return getattr(nn, name)()
     raise Gap(f"bench.problems.torch_net does not know {name}; add it there")
+
+
+def torch_resnet(model: Any) -> Any:
+    """Torch's module for a `gpuconv.models.resnet.ResNet`, with the same names."""
+    nn = import_module("torch").nn
+
+    class Residual(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self, block: Any) -> None:
+            super().__init__()
+            self.count = len(block.layers())
+            for i, (conv, norm) in enumerate(block.layers(), 1):
+                setattr(self, f"conv{i}", torch_net(conv))
+                setattr(self, f"bn{i}", torch_net(norm))
+            self.relu = nn.ReLU(inplace=True)
+            self.downsample = block.downsample and torch_net(block.downsample)
+
+        def forward(self, x: Any) -> Any:
+            y = x
+            for i in range(1, self.count + 1):
+                y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+                if i < self.count:
+                    y = self.relu(y)
+            y += x if self.downsample is None else self.downsample(x)
+            return self.relu(y)
+
+    class Network(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU(inplace=True)
+            for name, layer in model.named_children():  # in our order, for gradients are compared
+                if name.startswith("layer"):
+                    setattr(self, name, nn.Sequential(*(Residual(block) for block in layer)))
+                elif name != "relu":
+                    setattr(self, name, torch_net(layer))
+
+        def forward(self, x: Any) -> Any:
+            x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+            for i in range(1, model.stages + 1):
+                x = getattr(self, f"layer{i}")(x)
+            return self.fc(self.avgpool(x).flatten(1))
+
+    return Network()
+
+
+def torch_folded(model: Any) -> Any:
+    """Torch's module for one of `gpuconv.nn.fold`'s: its own folded convolutions, ReLU in place."""
+    torch = import_module("torch")
+    nn, name = torch.nn, type(model).__name__
+
+    class Convolution(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            k, c, *kernel = model.weight.shape
+            stride, padding, dilation, groups, _ = model.options
+            self.conv = nn.Conv2d(c * groups, k, kernel, stride, padding, dilation, groups)
+            self.conv.weight.data = torch.from_numpy(model.weight.numpy().copy())
+            self.conv.bias.data = torch.from_numpy(model.bias.numpy().copy())
+
+        def forward(self, x: Any, residual: Any = None) -> Any:
+            y = self.conv(x)
+            y = y if residual is None else y.add_(residual)
+            return y.relu_() if model.relu else y
+
+    class Block(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(torch_folded(conv) for conv in model.convs)
+            self.down = None if model.downsample is None else torch_folded(model.downsample)
+
+        def forward(self, x: Any) -> Any:
+            shortcut = x if self.down is None else self.down(x)
+            for conv in self.convs[:-1]:
+                x = conv(x)
+            return self.convs[-1](x, shortcut)
+
+    if name == "Sequential":
+        return nn.Sequential(*(torch_folded(m) for m in model))
+    if name == "FusedConv2d":
+        return Convolution()
+    if name == "FoldedBlock":
+        return Block()
+    found = torch_net(model)
+    found.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in model.state_dict().items()})
+    return found
+
+
+def torch_infer(problem: NetProblem, format: str, dtype: str = "float32") -> Callable[[], Any]:
+    """A call that gives the scores of torch's network, folded as ours is."""
+    torch = import_module("torch")
+    layout = torch.channels_last if format == "channels_last" else torch.contiguous_format
+    net = torch_folded(gc.nn.fold(problem.model)).eval()
+    net = net.to(dtype=getattr(torch, dtype), memory_format=layout)
+    images = as_torch(problem.images).to(dtype=getattr(torch, dtype), memory_format=layout)
+
+    def infer() -> Any:
+        with torch.inference_mode():
+            return net(images)
+
+    return infer
 
 
 def torch_step(problem: NetProblem, format: str, dtype: str = "float32") -> tuple[Any, Any]:

@@ -128,6 +128,10 @@ from gpuconv.ops import (
     var as var,
     where as where,
 )
+from gpuconv.precision import (
+    get_float32_precision as get_float32_precision,
+    set_float32_precision as set_float32_precision,
+)
 from gpuconv.random import manual_seed as manual_seed
 from gpuconv.weights import load as load, save as save
 

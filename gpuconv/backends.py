@@ -20,6 +20,7 @@ import numpy as np
 
 from gpuconv import driver
 from gpuconv.errors import DeviceError, DtypeError
+from gpuconv.reference.activation import Activation
 from gpuconv.reference.conv import Conv
 from gpuconv.reference.loss import Loss
 from gpuconv.reference.norm import Norm
@@ -35,7 +36,7 @@ _chosen: ContextVar["Backend | None"] = ContextVar("gpuconv_backend", default=No
 _log = logging.getLogger("gpuconv")
 
 
-class Backend(Conv, Pool, Norm, Loss, Step):
+class Backend(Conv, Pool, Norm, Activation, Loss, Step):
     """Every operation in array code over the module `xp` (NumPy, CuPy).
 
     Contract: arguments are validated, of one dtype and on this device; results are new arrays;

@@ -1,8 +1,9 @@
 """What will run, and why, before it runs: `gpuconv.explain.conv2d(x_shape, weight_shape, ...)`.
 
-The launches are those of the library's own plan, recorded instead of launched, so what is said here
-is what happens. No GPU is needed; registers, and with them occupancy, come from the compiler where
-it is installed, else from the kernels' launch bounds.
+For a GPU the launches are those of the library's own plan, recorded instead of launched, so what is
+said here is what happens. No GPU is needed; registers, and with them occupancy, come from the
+compiler where it is installed, else from the kernels' launch bounds. A CPU is always this one; its
+peaks are measured, for the roofline, when they are first asked for.
 """
 
 import math
@@ -14,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.backends import get_backend, resolve_device
 from gpuconv.errors import ArgumentError
+from gpuconv.planned import padded
 from gpuconv.shapes import ConvSpec, IntOrInts, Padding
 
 # A GPU of each architecture: name, multiprocessors, GHz (boost), float32 lanes of one, GB/s.
@@ -26,6 +29,9 @@ GPUS: dict[str, tuple[str, int, float, int, float]] = {
     "sm_89": ("RTX 4090", 128, 2.52, 128, 1008),
     "sm_90": ("H100 SXM", 132, 1.98, 128, 3350),
 }
+
+
+PASSES = ("forward", "grad_input", "grad_weight")
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Explanation:
     bytes: int
     bound: str
     least_seconds: float
-    gpu: str
+    on: str
     determinism: str
 
     def __str__(self) -> str:
@@ -83,8 +89,7 @@ class Explanation:
             ("algorithm", f"{self.algorithm}: {self.why}"),
             ("tile", self.tile),
             ("work", f"{_si(self.flops)}FLOP, at least {_si(self.bytes)}B of memory traffic"),
-            ("roofline", f"{self.bound}-bound: at least {_si(self.least_seconds)}s on {self.gpu}, "
-             "by its data sheet; nothing was measured"),
+            ("roofline", f"{self.bound}-bound: at least {_si(self.least_seconds)}s on {self.on}"),
             ("determinism", self.determinism),
         ]  # fmt: skip
         for one in self.launches:
@@ -139,23 +144,23 @@ def conv2d(
     algo: str = "auto",
     dtype: str = "float32",
     channels_last: bool = False,
-    arch: str = "sm_90",
+    arch: str = "",
     bias: bool = False,
 ) -> Explanation:
-    """What `gpuconv.conv2d` of such arrays does on a GPU of architecture `arch`.
+    """What `gpuconv.conv2d` of such arrays does on a GPU of architecture `arch`, or on "cpu".
 
-    Shapes and options as in `conv2d`; `which` is "forward", "grad_input" or "grad_weight",
-    `channels_last` the memory format of the images. Raises ArgumentError for what `conv2d` would
-    not compute, and for an unknown `arch`. FLOPs count a multiply-add as two, padding included;
-    bytes are the least there can be, every number that is needed read or written once.
+    The default is the GPU of this machine, or "cpu" where there is none. Shapes and options as in
+    `conv2d`; `which` is "forward", "grad_input" or "grad_weight", `channels_last` the memory format
+    of the images. Raises ArgumentError for what `conv2d` would not compute, and for an unknown
+    `arch`. FLOPs count a multiply-add as two, padding included; bytes are the least there can be,
+    every number that is needed read or written once.
     """
-    from gpuconv.cuda import CudaBackend
-    from gpuconv.cuda.conv import PASSES, _padded, choose
     from gpuconv.ops.conv import check_rank
-    from gpuconv.study import occupancy
 
-    if arch not in GPUS:
-        raise ArgumentError(f"explain: arch={arch!r} is unknown; use one of {', '.join(GPUS)}")
+    arch = arch or _here()
+    if arch != "cpu" and arch not in GPUS:
+        known = ", ".join(("cpu", *GPUS))
+        raise ArgumentError(f"explain: arch={arch!r} is unknown; use one of {known}")
     if which not in PASSES:
         raise ArgumentError(f"explain: which={which!r} is no pass; use one of {', '.join(PASSES)}")
     check_rank("explain", 2, x_shape, weight_shape)
@@ -166,12 +171,51 @@ def conv2d(
     if kind.kind != "f":
         raise ArgumentError(f"explain: dtype={dtype!r} is no floating-point type")
     spec = ConvSpec.infer(x_shape, weight_shape, stride, padding, dilation, groups, padding_mode)
+    explain = _on_cpu if arch == "cpu" else _on_gpu
+    return explain(spec, kind, which, algo, channels_last, arch, bias)
+
+
+def _on_cpu(
+    spec: ConvSpec, kind: Any, which: str, algo: str, channels_last: bool, arch: str, bias: bool
+) -> Explanation:
+    from gpuconv.cpu.conv import choose
+    from gpuconv.cpu.peaks import peaks
+    from gpuconv.kernels.cpu.compiler import current
+    from gpuconv.precision import get_float32_precision
+
+    choice = choose(spec, kind, which, get_float32_precision(), algo)
+    rate, gigabytes, threads = peaks()
+    several = f"{threads} threads" if threads > 1 else "1 thread"
+    return _explanation(
+        spec,
+        kind,
+        which,
+        channels_last,
+        choice,
+        rate=rate * 4 / kind.itemsize,
+        moved=gigabytes * 1e9,
+        on=f"this CPU ({current().name}, {several}), by its peaks, measured just now",
+        launches=(),
+        tile="",
+        determinism="the same bits every time, for every number of threads"
+        if choice.algorithm != "im2col"
+        else "the library's own sums are; the matrix product is as deterministic as NumPy's",
+    )
+
+
+def _on_gpu(
+    spec: ConvSpec, kind: Any, which: str, algo: str, channels_last: bool, arch: str, bias: bool
+) -> Explanation:
+    from gpuconv.cuda import CudaBackend
+    from gpuconv.cuda.conv import choose
+    from gpuconv.study import occupancy
+
     name, sms, gigahertz, lanes, gigabytes = GPUS[arch]
     device = Recorder(arch, sms)
     be = CudaBackend(device, "explain")
     be.record(which, spec, kind, channels_last, bias, algo)
     folded = which == "grad_input" and spec.padding_mode != "zeros"  # then that of a padded image
-    choice = choose(_padded(spec) if folded else spec, kind, which, sms, algo)
+    choice = choose(padded(spec) if folded else spec, kind, which, sms, algo)
 
     launches = []
     for kernel, grid in device.launches:
@@ -191,9 +235,38 @@ def conv2d(
                 prod(grid) / max(held.blocks * sms, 1),
             )
         )
-    rate = 2e9 * sms * lanes * gigahertz * (1 if kind.itemsize == 4 else 0.5)
+    return _explanation(
+        spec,
+        kind,
+        which,
+        channels_last,
+        choice,
+        rate=2e9 * sms * lanes * gigahertz * (1 if kind.itemsize == 4 else 0.5),
+        moved=1e9 * gigabytes,
+        on=f"{name} ({sms} SMs), by its data sheet; nothing was measured",
+        launches=tuple(launches),
+        tile=_tiles(choice),
+        determinism=_determinism(choice.algorithm, choice.tiles),
+    )
+
+
+def _explanation(
+    spec: ConvSpec,
+    kind: Any,
+    which: str,
+    channels_last: bool,
+    choice: Any,
+    *,
+    rate: float,
+    moved: float,
+    on: str,
+    launches: tuple[Launch, ...],
+    tile: str,
+    determinism: str,
+) -> Explanation:
+    """With the least time at `rate` FLOP and `moved` bytes a second."""
     traffic = spec.bytes(kind.itemsize, whole=which == "grad_input")
-    computing, moving = spec.flops / rate, traffic / (1e9 * gigabytes)
+    computing, moving = spec.flops / rate, traffic / moved
     return Explanation(
         which=which,
         spec=spec,
@@ -201,15 +274,23 @@ def conv2d(
         memory_format="channels-last" if channels_last else "NCHW",
         algorithm=choice.algorithm,
         why=choice.why,
-        tile=_tiles(choice),
-        launches=tuple(launches),
+        tile=tile,
+        launches=launches,
         flops=spec.flops,
         bytes=traffic,
         bound="compute" if computing > moving else "memory",
         least_seconds=max(computing, moving),
-        gpu=f"{name} ({sms} SMs)",
-        determinism=_determinism(choice.algorithm, choice.tiles),
+        on=on,
+        determinism=determinism,
     )
+
+
+def _here() -> str:
+    """The architecture that CuPy arrays are computed on here, or "cpu"."""
+    if resolve_device("auto") == "cpu":
+        return "cpu"
+    device: Any = get_backend("cuda")
+    return str(device.device.arch)
 
 
 def _si(value: float) -> str:

@@ -11,15 +11,15 @@ direct a model of the time says. Nothing is timed, so the choice is the same eve
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 from gpuconv.errors import ArgumentError
 from gpuconv.kernels.cuda import depthwise, depthwise_weight, direct, product, weight
-from gpuconv.reference.conv import Conv, is_channels_last
-from gpuconv.shapes import ConvSpec, remember
+from gpuconv.planned import Planned, padded
+from gpuconv.shapes import ConvSpec
 
 Array = Any
 ALGORITHMS = ("gemm", "depthwise", "tiled", "direct", "im2col")
@@ -119,56 +119,10 @@ def tiling(spec: ConvSpec, which: str, sms: int) -> tuple[tuple[Any, ...], float
     return tuple((config, splits) for config, splits, _ in found), sum(c for *_, c in found)
 
 
-class CudaConv(Conv):
+class CudaConv(Planned):
     """The convolution part of `CudaBackend`."""
 
-    device: Any
-    dense: Any  # of CudaBackend
-    settled: Any
-    contiguous: Any
-    _conv_plans: dict[Any, Callable[..., Array]]
-
-    def conv(
-        self,
-        spec: ConvSpec,
-        x: Array,
-        w: Array,
-        b: Array | None = None,
-        *,
-        algo: str = "auto",
-        add: Array | None = None,
-        relu: bool = False,
-    ) -> Array:
-        x, last = self.dense(x)
-        key = spec, x.dtype, last, b is not None, add is not None, relu, algo
-        plan = self._planned(CudaConv._forward, key)
-        return plan(x, self.contiguous(w), self.contiguous(b), add)
-
-    def conv_grad_input(self, spec: ConvSpec, gy: Array, w: Array, *, algo: str = "auto") -> Array:
-        gy, last = self.dense(gy)
-        plan = self._planned(CudaConv._grad_input, (spec, gy.dtype, last, algo))
-        return plan(gy, self.contiguous(w))
-
-    def conv_grad_weight(self, spec: ConvSpec, gy: Array, x: Array, *, algo: str = "auto") -> Array:
-        (gy, gy_last), (x, last) = self.dense(gy), self.dense(x)
-        key = spec, x.dtype, last, gy_last, algo
-        return self._planned(CudaConv._grad_weight, key)(gy, x)
-
-    def prepared(
-        self, which: str, spec: ConvSpec, algo: str, a: Array, b: Array, bias: Array | None = None
-    ) -> Callable[..., Array]:
-        last, b_last = is_channels_last(a), is_channels_last(b)
-        images = which == "conv_grad_weight"  # both of them
-        ready = (a.flags.c_contiguous or last) and (b.flags.c_contiguous or (images and b_last))
-        if not ready or (bias is not None and not bias.flags.c_contiguous):
-            method: Callable[..., Array] = getattr(self, which)  # which copies them first
-            return partial(method, spec, algo=algo)
-        if images:
-            return self._planned(CudaConv._grad_weight, (spec, a.dtype, b_last, last, algo))
-        if which == "conv_grad_input":
-            return self._planned(CudaConv._grad_input, (spec, a.dtype, last, algo))
-        key = spec, a.dtype, last, bias is not None, False, False, algo
-        return self._planned(CudaConv._forward, key)
+    settled: Any  # of CudaBackend
 
     def record(
         self, which: str, spec: ConvSpec, dtype: Any, last: bool, bias: bool, algo: str
@@ -178,24 +132,14 @@ class CudaConv(Conv):
             self._forward(spec, dtype, last, bias, False, False, algo)
         elif which == "grad_input":
             if spec.padding_mode != "zeros":
-                spec = _padded(spec)
+                spec = padded(spec)
             self._grad_input(spec, dtype, last, algo)
         else:
             self._grad_weight(spec, dtype, last, last, algo)
 
-    def _planned(self, make: Callable[..., Any], key: tuple[Any, ...]) -> Callable[..., Array]:
-        """make(self, *key), made once for each key and device."""
-        full = self.device.number, make, key
-        plan = self._conv_plans.get(full)
-        if plan is None:
-            plan = make(self, *key)
-            remember(self._conv_plans, full, plan)
-        return plan
-
     def _forward(
         self, spec: ConvSpec, dtype: Any, last: bool, bias: bool, add: bool, relu: bool, algo: str
     ) -> Callable[..., Array]:
-        """The plan of `conv`: (x, w, b, add) -> y, x in its format, w and b contiguous."""
         choice = choose(spec, dtype, "forward", self.device.sms, algo)
         base: Any = super()
         if choice.algorithm == "im2col":
@@ -228,13 +172,8 @@ class CudaConv(Conv):
         return conv
 
     def _grad_input(self, spec: ConvSpec, dtype: Any, last: bool, algo: str) -> Any:
-        """The plan of `conv_grad_input`: (gy, w) -> gx, gy in its format, w contiguous."""
         if spec.padding_mode != "zeros":
-            # The gradient of the padded image first; folding it back is array code.
-            whole, pads, mode = _padded(spec), spec.padding, spec.padding_mode
-            return lambda gy, w: self.pad_grad(
-                self.conv_grad_input(whole, gy, w, algo=algo), pads, mode
-            )
+            return self._folded(spec, algo)
         choice = choose(spec, dtype, "grad_input", self.device.sms, algo)
         base: Any = super()
         if choice.algorithm == "im2col":
@@ -262,7 +201,6 @@ class CudaConv(Conv):
     def _grad_weight(
         self, spec: ConvSpec, dtype: Any, last: bool, gy_last: bool, algo: str
     ) -> Callable[..., Array]:
-        """The plan of `conv_grad_weight`: (gy, x) -> gw, each in its format."""
         choice = choose(spec, dtype, "grad_weight", self.device.sms, algo)
         base: Any = super()
         if choice.algorithm == "im2col":
@@ -294,15 +232,6 @@ class CudaConv(Conv):
             y += add
         return self.xp.maximum(y, 0, out=y) if relu else y
 
-    def _like(self, y: Array, add: Array, last: bool) -> Array:
-        """`add` dense, in the memory format of y."""
-        add, other = self.dense(add)
-        if other != last and y.strides != add.strides:
-            copy = self.empty_like_format(y, y.shape, y.dtype)
-            copy[...] = add
-            return copy
-        return add
-
     def _gemm(self, spec: ConvSpec, x: Array, w: Array, last: bool) -> Array:
         """The 1x1 product over channels: w (K, C, 1, 1) and x give (N, K, *in)."""
         n, k, c, size = x.shape[0], w.shape[0], w.shape[1], x.shape[2:]
@@ -319,14 +248,3 @@ class CudaConv(Conv):
         rows = gy.transpose(*axes).reshape(gy.shape[1], -1)
         columns = x.transpose(*axes).reshape(x.shape[1], -1)
         return xp.matmul(rows, columns.T).reshape(spec.w_shape)
-
-
-@cache
-def _padded(spec: ConvSpec) -> ConvSpec:
-    """The same convolution of an image that is padded already."""
-    return replace(
-        spec,
-        x_shape=(*spec.x_shape[:2], *spec.padded),
-        padding=((0, 0),) * spec.nd,
-        padding_mode="zeros",
-    )

@@ -5,10 +5,23 @@ from typing import Any
 
 from gpuconv.errors import ArgumentError
 from gpuconv.models.lenet import lenet5 as lenet5
+from gpuconv.models.resnet import (
+    resnet18 as resnet18,
+    resnet20 as resnet20,
+    resnet34 as resnet34,
+    resnet50 as resnet50,
+)
 from gpuconv.models.simple import simple_cnn as simple_cnn
 from gpuconv.nn.module import Module
 
-_BUILDERS: dict[str, Callable[..., Module]] = {"lenet5": lenet5, "simple_cnn": simple_cnn}
+_BUILDERS: dict[str, Callable[..., Module]] = {
+    "lenet5": lenet5,
+    "simple_cnn": simple_cnn,
+    "resnet20": resnet20,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+}
 NAMES = tuple(_BUILDERS)
 
 

@@ -40,6 +40,7 @@ from gpuconv.nn.dropout import (
     Dropout2d as Dropout2d,
     Dropout3d as Dropout3d,
 )
+from gpuconv.nn.fold import FusedConv2d as FusedConv2d, fold as fold
 from gpuconv.nn.linear import (
     Linear as Linear,
 )

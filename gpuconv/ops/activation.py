@@ -40,11 +40,11 @@ class ReLU(_Activation):
 
     def forward(self, be: Backend, x: Array) -> Array:
         check_dtypes(self.op, x=x)
-        self.y = be.xp.maximum(x, 0)
+        self.y = be.relu(x)
         return self.y
 
     def backward(self, be: Backend, gy: Array) -> Array:
-        return be.xp.where(self.y <= 0, be.xp.zeros_like(gy), gy)  # NaN passes it on, as in torch
+        return be.relu_grad(gy, self.y)
 
 
 class LeakyReLU(_Activation):

@@ -12,6 +12,7 @@ from gpuconv.backends import Array, Backend, plain_backend
 from gpuconv.errors import ArgumentError
 from gpuconv.ops.dtypes import check_dtypes
 from gpuconv.ops.reduce import row_sums
+from gpuconv.precision import get_float32_precision
 from gpuconv.reference.conv import is_channels_last
 from gpuconv.shapes import ConvSpec, IntOrInts, Padding, fingerprint, plain, remember
 
@@ -213,7 +214,7 @@ def _key(
             return None
         third = bias.shape, bias.strides, bias.dtype
     arrays = a.shape, a.strides, a.dtype, b.shape, b.strides, b.dtype, third
-    return be.number, fingerprint(which, nd, algo, options), arrays
+    return be.number, get_float32_precision(), fingerprint(which, nd, algo, options), arrays
 
 
 def _remember(key: Any, which: str, be: Backend, spec: ConvSpec, algo: str, *arrays: Any) -> None:

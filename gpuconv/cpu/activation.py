@@ -1,0 +1,59 @@
+"""Elementwise operations of `CpuBackend`: the kernels of `kernels.cpu.activation`."""
+
+from typing import Any
+
+import numpy as np
+
+from gpuconv.kernels.cpu.activation import elementwise
+from gpuconv.reference.activation import Activation
+from gpuconv.reference.conv import is_channels_last
+
+Array = Any
+# By dtype, which is not its name: that does not say the order of bytes.
+NAMES = {np.dtype(name): name for name in ("float32", "float64")}
+
+
+class CpuActivation(Activation):
+    """For arrays dense in memory, NCHW or channels-last; the rest is array code."""
+
+    plan: Any  # of CpuBackend, which mixes this class in
+    empty_like_format: Any
+
+    def relu(self, x: Array) -> Array:
+        if not _dense(x):
+            return super().relu(x)
+        y = self.empty_like_format(x, x.shape, x.dtype)
+        self.plan(elementwise, "relu", x.size, NAMES[x.dtype])(x, None, y)
+        return y
+
+    def relu_grad(self, gy: Array, y: Array) -> Array:
+        if not _dense(y) or gy.dtype != y.dtype:
+            return super().relu_grad(gy, y)
+        if not _alike(gy, y):
+            turned = self.empty_like_format(y, y.shape, y.dtype)
+            turned[...] = gy
+            gy = turned
+        gx = self.empty_like_format(y, y.shape, y.dtype)
+        self.plan(elementwise, "relu_grad", y.size, NAMES[y.dtype])(gy, y, gx)
+        return gx
+
+    def add(self, a: Array, b: Array) -> Array:
+        if not _dense(a) or a.dtype != b.dtype or not _alike(a, b):
+            return super().add(a, b)
+        y = self.empty_like_format(a, a.shape, a.dtype)
+        self.plan(elementwise, "add", a.size, NAMES[a.dtype])(a, b, y)
+        return y
+
+
+def _dense(x: Array) -> bool:
+    """True if the kernels take it: floating point, NCHW or channels-last, not empty."""
+    if x.dtype not in NAMES or not x.size:
+        return False
+    return bool(x.flags.c_contiguous) or (x.ndim > 2 and is_channels_last(x))
+
+
+def _alike(a: Array, b: Array) -> bool:
+    """True if a lies in memory as b does, which is dense."""
+    if b.flags.c_contiguous:
+        return bool(a.flags.c_contiguous)
+    return is_channels_last(a)

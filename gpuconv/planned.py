@@ -1,0 +1,122 @@
+"""Convolution by plans: what is to be launched is worked out once for each problem, and kept.
+
+`gpuconv.cuda` and `gpuconv.cpu` make the plans; here is what they share.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+from gpuconv.precision import get_float32_precision
+from gpuconv.reference.conv import Conv, is_channels_last
+from gpuconv.shapes import ConvSpec, remember
+
+Array = Any
+Plan = Callable[..., Array]
+
+
+class Planned(Conv):
+    """The three passes of a backend that makes plans: `_forward`, `_grad_input`, `_grad_weight`."""
+
+    device: Any  # of the backend, which mixes this class in
+    dense: Any
+    contiguous: Any
+    _conv_plans: dict[Any, Plan]
+
+    def _forward(
+        self, spec: ConvSpec, dtype: Any, last: bool, bias: bool, add: bool, relu: bool, algo: str
+    ) -> Plan:
+        """The plan of `conv`: (x, w, b, add) -> y, x in its format, w and b contiguous."""
+        raise NotImplementedError
+
+    def _grad_input(self, spec: ConvSpec, dtype: Any, last: bool, algo: str) -> Plan:
+        """The plan of `conv_grad_input`: (gy, w) -> gx, gy in its format, w contiguous."""
+        raise NotImplementedError
+
+    def _grad_weight(
+        self, spec: ConvSpec, dtype: Any, last: bool, gy_last: bool, algo: str
+    ) -> Plan:
+        """The plan of `conv_grad_weight`: (gy, x) -> gw, each in its format."""
+        raise NotImplementedError
+
+    def conv(
+        self,
+        spec: ConvSpec,
+        x: Array,
+        w: Array,
+        b: Array | None = None,
+        *,
+        algo: str = "auto",
+        add: Array | None = None,
+        relu: bool = False,
+    ) -> Array:
+        x, last = self.dense(x)
+        key = spec, x.dtype, last, b is not None, add is not None, relu, algo
+        plan = self._planned("_forward", key)
+        return plan(x, self.contiguous(w), self.contiguous(b), add)
+
+    def conv_grad_input(self, spec: ConvSpec, gy: Array, w: Array, *, algo: str = "auto") -> Array:
+        gy, last = self.dense(gy)
+        plan = self._planned("_grad_input", (spec, gy.dtype, last, algo))
+        return plan(gy, self.contiguous(w))
+
+    def conv_grad_weight(self, spec: ConvSpec, gy: Array, x: Array, *, algo: str = "auto") -> Array:
+        (gy, gy_last), (x, last) = self.dense(gy), self.dense(x)
+        return self._planned("_grad_weight", (spec, x.dtype, last, gy_last, algo))(gy, x)
+
+    def prepared(
+        self, which: str, spec: ConvSpec, algo: str, a: Array, b: Array, bias: Array | None = None
+    ) -> Plan:
+        last, b_last = is_channels_last(a), is_channels_last(b)
+        images = which == "conv_grad_weight"  # both of them
+        ready = (a.flags.c_contiguous or last) and (b.flags.c_contiguous or (images and b_last))
+        if not ready or (bias is not None and not bias.flags.c_contiguous):
+            method: Plan = getattr(self, which)  # which copies them first
+            return partial(method, spec, algo=algo)
+        if images:
+            return self._planned("_grad_weight", (spec, a.dtype, b_last, last, algo))
+        if which == "conv_grad_input":
+            return self._planned("_grad_input", (spec, a.dtype, last, algo))
+        key = spec, a.dtype, last, bias is not None, False, False, algo
+        return self._planned("_forward", key)
+
+    def _planned(self, make: str, key: tuple[Any, ...]) -> Plan:
+        """getattr(self, make)(*key), made once for each key, device and precision."""
+        full = self.device.number, get_float32_precision(), make, key
+        plan = self._conv_plans.get(full)
+        if plan is None:
+            plan = getattr(self, make)(*key)
+            remember(self._conv_plans, full, plan)
+        return plan
+
+    def _folded(self, spec: ConvSpec, algo: str) -> Plan:
+        """The plan of the gradient by input of an image padded with anything but zeros.
+
+        That of the padded image first; folding it back is array code.
+        """
+        whole, pads, mode = padded(spec), spec.padding, spec.padding_mode
+        return lambda gy, w: self.pad_grad(
+            self.conv_grad_input(whole, gy, w, algo=algo), pads, mode
+        )
+
+    def _like(self, y: Array, add: Array, last: bool) -> Array:
+        """`add` dense, in the memory format of y."""
+        add, other = self.dense(add)
+        if other != last and y.strides != add.strides:
+            copy = self.empty_like_format(y, y.shape, y.dtype)
+            copy[...] = add
+            return copy
+        dense: Array = add
+        return dense
+
+
+@cache
+def padded(spec: ConvSpec) -> ConvSpec:
+    """The same convolution of an image that is padded already."""
+    return replace(
+        spec,
+        x_shape=(*spec.x_shape[:2], *spec.padded),
+        padding=((0, 0),) * spec.nd,
+        padding_mode="zeros",
+    )

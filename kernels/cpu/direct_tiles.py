@@ -1,0 +1,193 @@
+"""Vector operations of the direct convolution alone: pixels anywhere in memory, squares turned over.
+
+As `vector`, this file imports Numba; only kernels, while they are compiled, import it.
+"""
+
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from gpuconv.kernels.cpu import vector
+from gpuconv.kernels.cpu.vector import I32, I64, Tile, load, load_part, splat, store, store_part
+
+
+@intrinsic(prefer_literal=True)
+def places(typingctx: Any, p: Any, table: Any, count: Any) -> Any:
+    """The tuple of pointers p + table[0], ..., p + table[count - 1]; count is a constant."""
+    result = types.UniTuple(p, int(count.literal_value))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        p_at, table_at, _ = arguments
+        found = []
+        for i in range(result.count):
+            step = builder.load(builder.gep(table_at, [I64(i)]))
+            found.append(builder.gep(p_at, [step]))
+        return context.make_tuple(builder, result, found)
+
+    return result(p, table, count), codegen
+
+
+@intrinsic
+def add_places(typingctx: Any, sums: Any, rows: Any) -> Any:
+    """The numbers at rows[i], a tuple of pointers, added to row i: earlier sums."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        each = cgutils.unpack_tuple(builder, arguments[1])
+        return vector._each(
+            builder,
+            sums,
+            arguments[0],
+            lambda old, row, v: builder.fadd(
+                old, vector._load(builder, each[row], sums, v * sums.count)
+            ),
+        )
+
+    return sums(sums, rows), codegen
+
+
+@intrinsic
+def store_places(typingctx: Any, rows: Any, sums: Any) -> Any:
+    """Row i of the tile to rows[i], a tuple of pointers."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        for i, row in enumerate(cgutils.unpack_tuple(builder, arguments[0])):
+            for v in range(sums.vectors):
+                value = builder.extract_value(arguments[1], i * sums.vectors + v)
+                vector._store(builder, value, row, sums, v * sums.count)
+        return context.get_dummy_value()
+
+    return types.void(rows, sums), codegen
+
+
+def _turned(builder: Any, rows: list[Any]) -> list[Any]:
+    """The columns of a square of vectors: in step d, blocks of d x d change places in pairs."""
+    count, step = len(rows), 1
+    while step < count:
+        low = [i if not i & step else count + i - step for i in range(count)]
+        high = [i + step if not i & step else count + i for i in range(count)]
+        for i in range(count):
+            if not i & step:
+                pair = rows[i], rows[i + step]
+                for at, order in ((i, low), (i + step, high)):
+                    mask = ir.Constant(ir.VectorType(I32, count), order)
+                    rows[at] = builder.shuffle_vector(*pair, mask)
+        step *= 2
+    return rows
+
+
+def _square(builder: Any, context: Any, result: Any, rows: list[Any]) -> Any:
+    new = ir.Constant(context.get_value_type(result), ir.Undefined)
+    for i, row in enumerate(_turned(builder, rows)):
+        new = builder.insert_value(new, row, i)
+    return new
+
+
+@intrinsic
+def turned(typingctx: Any, p: Any, step: Any) -> Any:
+    """The square of numbers at p, rows `step` apart, as a tile whose rows are its columns."""
+    count = vector.width(p.dtype)
+    result = Tile(p.dtype, count, count, 1)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        p_at, by = arguments
+        rows = [
+            vector._load(builder, builder.gep(p_at, [builder.mul(by, I64(i))]), result)
+            for i in range(count)
+        ]
+        return _square(builder, context, result, rows)
+
+    return result(p, types.int64), codegen
+
+
+@intrinsic
+def turned_part(typingctx: Any, p: Any, step: Any, rows: Any, columns: Any) -> Any:
+    """As `turned`, reading only the first `rows` rows and `columns` columns; zeros elsewhere."""
+    count = vector.width(p.dtype)
+    result = Tile(p.dtype, count, count, 1)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        p_at, by, rows_at, columns_at = arguments
+        found = []
+        for i in range(count):
+            inside = builder.icmp_signed(">", rows_at, I64(i))
+            left = builder.select(inside, columns_at, I64(0))
+            at = builder.gep(p_at, [builder.mul(by, I64(i))])
+            found.append(vector._load_part(builder, at, left, result))
+        return _square(builder, context, result, found)
+
+    return result(p, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def scatter(typingctx: Any, p: Any, table: Any, step: Any, count: Any, sums: Any) -> Any:
+    """Row i < count of a tile of one vector to p + table[i] * step, if table[i] >= 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        p_at, table_at, by, count_at, values = arguments
+        for i in range(sums.rows):
+            with builder.if_then(builder.icmp_signed(">", count_at, I64(i))):
+                place = builder.load(builder.gep(table_at, [I64(i)]))
+                with builder.if_then(builder.icmp_signed(">=", place, I64(0))):
+                    at = builder.gep(p_at, [builder.mul(place, by)])
+                    vector._store(builder, builder.extract_value(values, i), at, sums)
+        return context.get_dummy_value()
+
+    return types.void(p, table, types.int64, types.int64, sums), codegen
+
+
+@numba.njit(inline="always")
+def copy_run(to: Any, source: Any, count: Any, lanes: Any) -> None:
+    """`count` numbers; up to a vector less one of zeros is written beyond them."""
+    i = 0
+    while i + lanes <= count:
+        store(to + i, load(source + i))
+        i += lanes
+    if i < count:
+        store(to + i, load_part(source + i, count - i))
+
+
+@numba.njit(inline="always")
+def zero_run(to: Any, count: Any, lanes: Any) -> None:
+    """`count` zeros, and up to a vector less one beyond them."""
+    nothing = splat(to, 0.0)
+    for i in range(0, count, lanes):
+        store(to + i, nothing)
+
+
+def packer(lanes: int, vectors: int) -> Any:
+    """A function that brings weights into the order of the sums: [reduction][output channel]."""
+    block = lanes * vectors
+
+    @numba.njit
+    def pack(
+        w: Any, to: Any, order: Any, apart: int, left: int, runs: int, run_step: int, length: int
+    ) -> None:
+        """`runs` runs of `length` numbers, for `block` output channels that are `apart` in w.
+
+        Number i of all runs goes to row order[i] of `to`, if that is >= 0. Of the channels, `left`
+        exist: the others get zeros.
+        """
+        for run in range(runs):
+            source, rows = w + run * run_step, order + run * length
+            if apart == 1 and length == 1:
+                place = rows[0]
+                if place >= 0:
+                    for v in range(vectors):
+                        part = load_part(source + v * lanes, left - v * lanes)
+                        store(to + (place * block + v * lanes), part)
+                continue
+            for v in range(vectors):
+                at, here = source + v * lanes * apart, left - v * lanes
+                for i in range(0, length, lanes):
+                    if here >= lanes and i + lanes <= length:
+                        square = turned(at + i, apart)
+                        scatter(to + v * lanes, rows + i, block, lanes, square)
+                    else:
+                        square = turned_part(at + i, apart, here, length - i)
+                        scatter(to + v * lanes, rows + i, block, length - i, square)
+
+    return pack

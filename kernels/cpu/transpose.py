@@ -1,0 +1,84 @@
+"""Blocks of lanes x lanes numbers turned over in registers.
+
+    p: row 0  a b c d ...          q: row 0  a A ...
+       row 1  A B C D ...    ->       row 1  b B ...
+
+One step exchanges the off-diagonal halves of pairs of rows; log2(lanes) steps, with half the
+distance each time, turn the whole block. In the first step the halves come straight from memory.
+This file imports Numba; only kernels, while they are compiled, import it.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from gpuconv.kernels.cpu.vector import I64, Vector, _load, _load_part, _store, width
+
+
+def _halves(builder: Any, rows: list[Any], near: int) -> list[Any]:
+    """One step: rows i and i + near exchange the blocks of `near` numbers beside the diagonal."""
+    count = len(rows)
+    low = [j if j // near % 2 == 0 else count + j - near for j in range(count)]
+    high = [j + near if j // near % 2 == 0 else count + j for j in range(count)]
+    new = list(rows)
+    for i in range(count):
+        if i // near % 2 == 0:
+            for place, order in ((i, low), (i + near, high)):
+                mask = ir.Constant(ir.VectorType(ir.IntType(32), count), order)
+                new[place] = builder.shuffle_vector(rows[i], rows[i + near], mask)
+    return new
+
+
+def _turn(builder: Any, kind: Any, rows: list[Any], q: Any, step: Any, near: int) -> None:
+    while near:
+        rows = _halves(builder, rows, near)
+        near //= 2
+    for i, row in enumerate(rows):
+        _store(builder, row, builder.gep(q, [builder.mul(step, I64(i))]), kind)
+
+
+@intrinsic
+def turn(typingctx: Any, q: Any, q_step: Any, p: Any, p_step: Any) -> Any:
+    """q[j * q_step + i] = p[i * p_step + j] for i, j below the lanes of a vector."""
+    kind = Vector(p.dtype, width(p.dtype))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        q_at, q_by, p_at, p_by = arguments
+        half = kind.count // 2
+        part = Vector(kind.dtype, half)
+        lines = [builder.gep(p_at, [builder.mul(p_by, I64(i))]) for i in range(kind.count)]
+        order = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), list(range(kind.count)))
+        rows = [
+            builder.shuffle_vector(
+                _load(builder, lines[i], part, at), _load(builder, lines[i + half], part, at), order
+            )
+            for at in (0, half)
+            for i in range(half)
+        ]
+        _turn(builder, kind, rows, q_at, q_by, half // 2)
+        return context.get_dummy_value()
+
+    return types.void(q, types.int64, p, types.int64), codegen
+
+
+@intrinsic
+def turn_part(
+    typingctx: Any, q: Any, q_step: Any, p: Any, p_step: Any, rows: Any, columns: Any
+) -> Any:
+    """As `turn`, reading only `rows` rows and `columns` columns of p: zeros for the others."""
+    kind = Vector(p.dtype, width(p.dtype))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        q_at, q_by, p_at, p_by, rows_at, columns_at = arguments
+        found = []
+        for i in range(kind.count):
+            inside = builder.icmp_signed(">", rows_at, I64(i))
+            count = builder.select(inside, columns_at, I64(0))
+            line = builder.gep(p_at, [builder.mul(p_by, I64(i))])
+            found.append(_load_part(builder, line, count, kind))
+        _turn(builder, kind, found, q_at, q_by, kind.count // 2)
+        return context.get_dummy_value()
+
+    return types.void(q, types.int64, p, *[types.int64] * 3), codegen

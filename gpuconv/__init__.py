@@ -25,6 +25,11 @@ from gpuconv.autograd import (
     tensor as tensor,
 )
 from gpuconv.backends import backend as backend
+from gpuconv.cpu.memory import release_memory as release_memory
+from gpuconv.cpu.team import (
+    get_num_threads as get_num_threads,
+    set_num_threads as set_num_threads,
+)
 from gpuconv.errors import Error as Error
 from gpuconv.nn.summary import summary as summary
 from gpuconv.ops import (

@@ -5,8 +5,8 @@ to fill it. So large arrays are made of blocks that a pool keeps: when the last 
 block is gone, the block is free again. What is kept unused is bounded.
 """
 
+import threading
 import weakref
-from collections import deque
 from functools import partial
 from math import prod
 from typing import Any
@@ -23,8 +23,10 @@ class Pool:
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
-        self.free: dict[int, deque[Any]] = {}
-        self.held = 0  # bytes of free blocks; exact but for what others do at the same moment
+        self.free: dict[int, list[Any]] = {}
+        self.held = 0  # bytes of free blocks
+        # The collector may free an array, and call `_back`, while its thread is inside: hence R.
+        self.lock = threading.RLock()
         self.lent: dict[int, tuple[weakref.ref[Any], Any, int]] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -34,34 +36,30 @@ class Pool:
         if needed < SMALL:
             return np.empty(shape, kind)
         size = _class(needed)
-        try:
-            block = self.free[size].pop()
-            self.held -= size
-        except (KeyError, IndexError):
+        with self.lock:
+            blocks = self.free.get(size)
+            block = blocks.pop() if blocks else None
+            if block is not None:
+                self.held -= size
+        if block is None:
             block = _block(size)
         array = np.ndarray(shape, kind, buffer=block)
         number = id(array)
-        # The callback may run in any thread, in the middle of anything: it only appends.
         self.lent[number] = weakref.ref(array, partial(self._back, number)), block, size
         return array
 
     def _back(self, number: int, _: Any) -> None:
         _, block, size = self.lent.pop(number)
-        if self.held + size <= self.most:
-            self.held += size
-            self.free.setdefault(size, deque()).append(block)
+        with self.lock:
+            if self.held + size <= self.most:
+                self.held += size
+                self.free.setdefault(size, []).append(block)
 
     def release(self) -> int:
         """Give all free blocks back to the system; how many bytes they had."""
-        total = 0
-        for size, blocks in list(self.free.items()):
-            while True:
-                try:
-                    blocks.pop()
-                except IndexError:
-                    break
-                total += size
-        self.held -= total
+        with self.lock:
+            total, self.held = self.held, 0
+            self.free.clear()
         return total
 
 

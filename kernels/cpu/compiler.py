@@ -40,7 +40,7 @@ Data = Annotated[Any, "data*"]
 I64 = Annotated[Any, "int64"]
 Float = Annotated[Any, "float64"]
 
-FORMAT = 1
+FORMAT = 2
 MAGIC = b"gpuconv cpu kernel 1\n"
 TOOLS = ("numba", "llvmlite")
 # What the machine code may need of the process: C's mathematics and memory.
@@ -266,7 +266,7 @@ def _machine(isa: Isa) -> Any:
     llvm = _llvm()
     target = llvm.Target.from_triple(llvm.get_process_triple())
     return target.create_target_machine(
-        cpu=isa.cpu, features=isa.features, opt=3, reloc="pic", codemodel="jitdefault", jit=True
+        cpu=isa.cpu, features=isa.features, opt=3, reloc="default", codemodel="jitdefault", jit=True
     )
 
 

@@ -77,7 +77,7 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
     block = wide * vectors
     bring = packer(wide, vectors)
 
-    @numba.njit
+    @numba.njit(inline="always")
     def copy_rows(to, x, first, count, step, height, low, inside, total, unit, x_h, x_w, t_h, t_w):  # type: ignore[no-untyped-def]
         """Rows first, first + step, ... of x; of each `low` columns of zeros, `inside`, zeros."""
         for i in range(count):
@@ -89,7 +89,7 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
             if low > 0:
                 zero_run(at, low * t_w, wide)
             at = at + low * t_w
-            if x_w == t_w:
+            if x_w == unit and t_w == unit:
                 copy_run(at, source, inside * unit, wide)
             elif unit == 1:
                 for t in range(inside):
@@ -100,7 +100,7 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
             if low + inside < total:
                 zero_run(at + inside * t_w, (total - low - inside) * t_w, wide)
 
-    @numba.njit
+    @numba.njit(inline="always")
     def add_products(image, partial, offsets, weights, pixels, slots, count, length, first):  # type: ignore[no-untyped-def]
         """For each tile of pixels, its sums over `length` products; added to those before."""
         for i in range(0, count, rows):
@@ -112,7 +112,7 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                 total = add_places(total, there)
             store_places(there, total)
 
-    @numba.njit
+    @numba.njit(inline="always")
     def write_planes(y, add, partial, bias, count, left, y_k, with_add, relu):  # type: ignore[no-untyped-def]
         """`count` pixels of NCHW: squares of [pixel][channel] are turned over."""
         for v in range(0, min(left, block), wide):
@@ -128,7 +128,7 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                 else:
                     store_tile_part(y + at, y_k, square, there, count - i)
 
-    @numba.njit
+    @numba.njit(inline="always")
     def write_pixels(y, add, partial, bias, count, left, y_w, with_add, relu):  # type: ignore[no-untyped-def]
         """`count` pixels of channels-last."""
         nothing = splat(y, 0.0)
@@ -182,7 +182,7 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                 each, step = about[1], about[2]
                 ready = w + (about[0] + (group * blocks + kb) * depth * each * block)
                 first = 0
-                while first == 0 or first < depth:
+                while first < depth:
                     last = min(first + step, depth)
                     weights = ready + first * each * block
                     if fused:

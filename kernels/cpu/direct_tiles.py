@@ -162,7 +162,7 @@ def packer(lanes: int, vectors: int) -> Any:
     """A function that brings weights into the order of the sums: [reduction][output channel]."""
     block = lanes * vectors
 
-    @numba.njit
+    @numba.njit(inline="always")
     def pack(
         w: Any, to: Any, order: Any, apart: int, left: int, runs: int, run_step: int, length: int
     ) -> None:

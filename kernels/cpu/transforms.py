@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpuconv.kernels.cpu.vector import I32, I64, Vector, _fma, _load, _load_part, _store, width
+from gpuconv.kernels.cpu.vector import I32, I64, Vector, _fma, _load, _store, width
 
 Numbers = Sequence[Fraction]
 
@@ -83,67 +83,6 @@ def both_sides_interleaved(matrix: Sequence[Numbers]) -> Any:
         return types.void(source, types.int64, target), codegen
 
     return transform
-
-
-@intrinsic
-def transpose_part(
-    typingctx: Any, source: Any, row: Any, rows: Any, columns: Any, target: Any, step: Any
-) -> Any:
-    """Vector j of target, of as many as there are lanes, is column j of the matrix at source.
-
-    Only the first `rows` rows and `columns` columns are read, the others are zeros; but all
-    vectors are written, `step` apart.
-    """
-    kind = Vector(source.dtype, width(source.dtype))
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        p, by_row, rows_at, columns_at, q, by = arguments
-        values = []
-        for i in range(kind.count):
-            inside = builder.icmp_signed(">", rows_at, I64(i))
-            count = builder.select(inside, columns_at, I64(0))
-            at = builder.gep(p, [builder.mul(by_row, I64(i))])
-            values.append(_load_part(builder, at, count, kind))
-        for j, value in enumerate(_transposed(builder, kind.count, values)):
-            _store(builder, value, builder.gep(q, [builder.mul(by, I64(j))]), kind)
-        return context.get_dummy_value()
-
-    void = types.void(source, types.int64, types.int64, types.int64, target, types.int64)
-    return void, codegen
-
-
-@intrinsic
-def transpose(typingctx: Any, source: Any, row: Any, target: Any, step: Any) -> Any:
-    """As `transpose_part`, of a matrix that is whole."""
-    kind = Vector(source.dtype, width(source.dtype))
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        p, by_row, q, by = arguments
-        values = [
-            _load(builder, builder.gep(p, [builder.mul(by_row, I64(i))]), kind)
-            for i in range(kind.count)
-        ]
-        for j, value in enumerate(_transposed(builder, kind.count, values)):
-            _store(builder, value, builder.gep(q, [builder.mul(by, I64(j))]), kind)
-        return context.get_dummy_value()
-
-    return types.void(source, types.int64, target, types.int64), codegen
-
-
-def _transposed(builder: Any, lanes: int, rows: list[Any]) -> list[Any]:
-    """Of lanes vectors: blocks of 1, 2, 4 ... lanes change places across the diagonal."""
-    size = 1
-    while size < lanes:
-        new = list(rows)
-        for i in range(lanes):
-            if i & size:
-                continue
-            low = [k if not k & size else lanes + (k ^ size) for k in range(lanes)]
-            high = [k | size if not k & size else lanes + k for k in range(lanes)]
-            new[i] = _shuffle(builder, rows[i], rows[i | size], low)
-            new[i | size] = _shuffle(builder, rows[i], rows[i | size], high)
-        rows, size = new, 2 * size
-    return rows
 
 
 def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:

@@ -52,7 +52,7 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
     def swept(vectors: int) -> Any:
         columns = vectors * n
 
-        @njit
+        @njit(inline="always")
         def sweep(
             x, g, pitch, sums_at, table, add, images, top, height, left, width,
             image_x, step_y, step_x,
@@ -78,21 +78,21 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
 
     sweep_wide, sweep_narrow = swept(wide), swept(narrow)
 
-    @njit
+    @njit(inline="always")
     def block(left):
         """How many of the `left` vectors the next block takes: a last one alone is avoided."""
         if left >= wide and (left - wide != 1 or narrow == 1):
             return wide
         return narrow
 
-    @njit
+    @njit(inline="always")
     def copy(to, start, count):
         for i in range(0, count - n + 1, n):
             store(to + i, load(start + i))
         done = count - count % n
         store_part(to + done, load_part(start + done, count - done), count - done)
 
-    @njit
+    @njit(inline="always")
     def clear(to, count):
         zero = splat(to, 0.0)
         for i in range(0, count - n + 1, n):
@@ -100,7 +100,7 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
         done = count - count % n
         store_part(to + done, zero, count - done)
 
-    @njit
+    @njit(inline="always")
     def panel(to, kw, start, step, channels, count):
         """`count` pixels of up to n `channels`, `step` apart, transposed to to[pixel * kw]."""
         for i in range(0, count - n + 1, n):

@@ -1,0 +1,307 @@
+"""Batch norm's kernels for NCHW memory: a channel is one plane an image, contiguous pixels.
+
+    image 0   [c0 ........][c1 ........]...      a plane has HW numbers; it is cut into `cuts`
+    image 1   [c0 ........][c1 ........]...      pieces of `size`, so that several pieces, `run`
+    ...        ^^^^ ^^^^                         of them, fit in the first cache
+              pieces 0 and 1 of channel c0; its pieces are numbered through all images
+
+A task has `group` channels one after the other and, of each, part k of `parts`: `per` pieces.
+With one part a single launch does both phases of a channel while its planes are in the second
+cache; with several, phase 1 leaves what it found in `work`, and each task of phase 2 puts the parts
+of its channel together, in their order.
+
+Statistics take one pass: numbers of a run are summed as differences from what is known of the mean,
+and squares of them. Where that was further from the run's mean than the run's standard deviation
+digits were lost: the run, still in the first cache, is summed again about its mean. Runs and
+parts are merged in float64. Source: Chan, Golub and LeVeque, "Algorithms for computing the sample
+variance", The American Statistician 37 (1983). A mean is kept as high + low part, numbers of the
+dtype: near 1e4 one float32 is off by up to 5e-4.
+"""
+
+from collections.abc import Callable
+
+from gpuconv.kernels.cpu.compiler import F64, I64, Data, Float, Kernel
+
+STATISTICS, APPLY = 1, 2  # phases; 3 is both
+
+
+def forward(dtype: str) -> Kernel:
+    """x, w, b -> y, mean, var, stats (3, C): the mean's high and low part, 1 / deviation."""
+    return Kernel("norm_planes", _forward, (("dtype", dtype),))
+
+
+def backward(dtype: str) -> Kernel:
+    """gy, x, stats, w -> gx (if there is one), gw, gb."""
+    return Kernel("norm_planes_grad", _backward, (("dtype", dtype),))
+
+
+def _forward(dtype: str) -> Callable[..., None]:
+    from math import sqrt
+
+    import numba
+
+    from gpuconv.kernels.cpu.vector import (
+        address,
+        fma_tile,
+        fold,
+        lanes,
+        load_row,
+        load_row_part,
+        splat_tile,
+        store_tile,
+        store_tile_part,
+        tile,
+        total,
+    )
+
+    wide, real = 4 * lanes(dtype), getattr(numba, dtype)
+
+    @numba.njit
+    def moments(x, step, HW, size, cuts, n, j, pieces, shift):  # type: ignore[no-untyped-def]
+        """Of some pieces: sums of differences from shift and of their squares, the count, and the
+        piece (n, j) after them."""
+        about = splat_tile(tile(x, 1, 4), shift)
+        sums, squares = tile(x, 1, 4), tile(x, 1, 4)
+        count = 0
+        for _ in range(pieces):
+            start = j * size
+            length = min(size, HW - start)
+            p = x + (n * step + start)
+            t = 0
+            while t + wide <= length:
+                d = load_row(about, p + t) - about
+                sums = sums + d
+                squares = fma_tile(d, d, squares)
+                t += wide
+            if t < length:
+                d = load_row_part(about, p + t, length - t) - about
+                sums = sums + d
+                squares = fma_tile(d, d, squares)
+            count += length
+            j += 1
+            if j == cuts:
+                j = 0
+                n += 1
+        return numba.float64(total(fold(sums))), numba.float64(total(fold(squares))), count, n, j
+
+    @numba.njit
+    def statistics(x, step, HW, size, cuts, run, first, last):  # type: ignore[no-untyped-def]
+        """Count, mean, and sum of squared differences from it, of pieces first .. last-1."""
+        n = first // cuts
+        j = first - n * cuts
+        shift = x[n * step + j * size]
+        known, mean, m2 = 0.0, 0.0, 0.0
+        while first < last:
+            pieces = min(run, last - first)
+            s, q, count, n2, j2 = moments(x, step, HW, size, cuts, n, j, pieces, shift)
+            if not 2.0 * s * s - q * count <= 0.0:  # so that NaN and infinity get here too
+                shift = real(shift + s / count)
+                s, q, count, n2, j2 = moments(x, step, HW, size, cuts, n, j, pieces, shift)
+            both = known + count
+            delta = shift + s / count - mean
+            mean += delta * (count / both)
+            m2 += q - s * s / count + delta * delta * (known * count / both)
+            shift, known, first = real(mean), both, first + pieces
+            n, j = n2, j2
+        return known, mean, m2
+
+    @numba.njit
+    def together(work, parts):  # type: ignore[no-untyped-def]
+        """As `statistics`, of a channel's parts."""
+        base, count, s, m2 = work[1], 0.0, 0.0, 0.0
+        for k in range(parts):
+            count += work[3 * k]
+            s += work[3 * k] * (work[3 * k + 1] - base)
+        mean = base + s / count
+        for k in range(parts):
+            delta = work[3 * k + 1] - mean
+            m2 += work[3 * k + 2] + work[3 * k] * delta * delta
+        return count, mean, m2
+
+    @numba.njit
+    def apply(x, y, step, HW, size, cuts, first, last, high, scale, offset):  # type: ignore[no-untyped-def]
+        """y = (x - high) * scale + offset of pieces first .. last-1."""
+        highs, scales = splat_tile(tile(x, 1, 4), high), splat_tile(tile(x, 1, 4), scale)
+        offsets = splat_tile(tile(x, 1, 4), offset)
+        n = first // cuts
+        j = first - n * cuts
+        for _ in range(first, last):
+            at = n * step + j * size
+            length = min(size, HW - j * size)
+            t = 0
+            while t + wide <= length:
+                d = load_row(highs, x + (at + t)) - highs
+                store_tile(y + (at + t), 0, fma_tile(d, scales, offsets))
+                t += wide
+            if t < length:
+                d = load_row_part(highs, x + (at + t), length - t) - highs
+                result = fma_tile(d, scales, offsets)
+                store_tile_part(y + (at + t), 0, result, 1, length - t)
+            j += 1
+            if j == cuts:
+                j = 0
+                n += 1
+
+    def forward(
+        task: I64, thread: I64,
+        x: Data, w: Data, b: Data, y: Data, mean: Data, var: Data, stats: Data, work: F64,
+        C: I64, HW: I64, pieces: I64, cuts: I64, size: I64, run: I64,
+        group: I64, per: I64, parts: I64, phase: I64, eps: Float,
+    ) -> None:  # fmt: skip
+        block = task // parts
+        k = task - block * parts
+        first = k * per
+        last = min(first + per, pieces)
+        for c in range(block * group, min(block * group + group, C)):
+            count, centre, m2 = 0.0, 0.0, 0.0
+            if phase & 1:
+                count, centre, m2 = statistics(
+                    x + c * HW, C * HW, HW, size, cuts, run, first, last
+                )
+                if parts > 1:
+                    slot = work + 3 * (c * parts + k)
+                    slot[0], slot[1], slot[2] = count, centre, m2
+            if phase & 2:
+                if parts > 1:
+                    count, centre, m2 = together(work + 3 * c * parts, parts)
+                variance = m2 / count
+                if variance < 0.0:  # by rounding
+                    variance = 0.0
+                inv_std = 1.0 / sqrt(variance + eps)
+                high = real(centre)
+                low = centre - high
+                if k == 0:
+                    mean[c], var[c] = high, variance
+                    stats[c], stats[C + c], stats[2 * C + c] = high, low, inv_std
+                scale, offset = inv_std, 0.0
+                if address(w) != 0:
+                    scale = inv_std * w[c]
+                if address(b) != 0:
+                    offset = numba.float64(b[c])
+                offset -= low * scale
+                apply(
+                    x + c * HW, y + c * HW, C * HW, HW, size, cuts, first, last, high, scale, offset
+                )
+
+    return forward
+
+
+def _backward(dtype: str) -> Callable[..., None]:
+    import numba
+
+    from gpuconv.kernels.cpu.vector import (
+        address,
+        fma_tile,
+        fold,
+        lanes,
+        load_row,
+        load_row_part,
+        splat_tile,
+        store_tile,
+        store_tile_part,
+        tile,
+        total,
+    )
+
+    wide = 4 * lanes(dtype)
+
+    @numba.njit
+    def sums(gy, x, step, HW, size, cuts, run, first, last, high):  # type: ignore[no-untyped-def]
+        """Of pieces first .. last-1: the sums of gy and of gy * (x - high)."""
+        highs, zeros = splat_tile(tile(x, 1, 4), high), tile(x, 1, 4)
+        n = first // cuts
+        j = first - n * cuts
+        sum_g, sum_gd = 0.0, 0.0
+        while first < last:
+            stop = min(first + run, last)
+            g_sums, gd_sums = tile(x, 1, 4), tile(x, 1, 4)
+            for _ in range(first, stop):
+                at = n * step + j * size
+                length = min(size, HW - j * size)
+                t = 0
+                while t + wide <= length:
+                    g = load_row(zeros, gy + (at + t))
+                    d = load_row(highs, x + (at + t)) - highs
+                    g_sums = g_sums + g
+                    gd_sums = fma_tile(g, d, gd_sums)
+                    t += wide
+                if t < length:
+                    g = load_row_part(zeros, gy + (at + t), length - t)
+                    d = load_row_part(highs, x + (at + t), length - t) - highs
+                    g_sums = g_sums + g
+                    gd_sums = fma_tile(g, d, gd_sums)
+                j += 1
+                if j == cuts:
+                    j = 0
+                    n += 1
+            sum_g += total(fold(g_sums))
+            sum_gd += total(fold(gd_sums))
+            first = stop
+        return sum_g, sum_gd
+
+    @numba.njit
+    def apply(gy, x, gx, step, HW, size, cuts, first, last, high, by_g, by_d, offset):  # type: ignore[no-untyped-def]
+        """gx = gy * by_g + (x - high) * by_d + offset of pieces first .. last-1."""
+        highs, gs = splat_tile(tile(x, 1, 4), high), splat_tile(tile(x, 1, 4), by_g)
+        ds, offsets = splat_tile(tile(x, 1, 4), by_d), splat_tile(tile(x, 1, 4), offset)
+        n = first // cuts
+        j = first - n * cuts
+        for _ in range(first, last):
+            at = n * step + j * size
+            length = min(size, HW - j * size)
+            t = 0
+            while t + wide <= length:
+                d = load_row(highs, x + (at + t)) - highs
+                g = load_row(highs, gy + (at + t))
+                store_tile(gx + (at + t), 0, fma_tile(g, gs, fma_tile(d, ds, offsets)))
+                t += wide
+            if t < length:
+                d = load_row_part(highs, x + (at + t), length - t) - highs
+                g = load_row_part(highs, gy + (at + t), length - t)
+                result = fma_tile(g, gs, fma_tile(d, ds, offsets))
+                store_tile_part(gx + (at + t), 0, result, 1, length - t)
+            j += 1
+            if j == cuts:
+                j = 0
+                n += 1
+
+    def backward(
+        task: I64, thread: I64,
+        gy: Data, x: Data, stats: Data, w: Data, gx: Data, gw: Data, gb: Data, work: F64,
+        C: I64, HW: I64, count: I64, pieces: I64, cuts: I64, size: I64, run: I64,
+        group: I64, per: I64, parts: I64, phase: I64,
+    ) -> None:  # fmt: skip
+        block = task // parts
+        k = task - block * parts
+        first = k * per
+        last = min(first + per, pieces)
+        for c in range(block * group, min(block * group + group, C)):
+            high, low, inv_std = stats[c], stats[C + c], stats[2 * C + c]
+            sum_g, sum_gd = 0.0, 0.0
+            if phase & 1:
+                sum_g, sum_gd = sums(
+                    gy + c * HW, x + c * HW, C * HW, HW, size, cuts, run, first, last, high
+                )
+                if parts > 1:
+                    slot = work + 2 * (c * parts + k)
+                    slot[0], slot[1] = sum_g, sum_gd
+            if phase & 2:
+                if parts > 1:
+                    for i in range(c * parts, c * parts + parts):
+                        sum_g += work[2 * i]
+                        sum_gd += work[2 * i + 1]
+                grad_w = (sum_gd - numba.float64(low) * sum_g) * inv_std
+                if k == 0:
+                    gw[c], gb[c] = grad_w, sum_g
+                if address(gx) != 0:
+                    by_g = numba.float64(inv_std)
+                    if address(w) != 0:
+                        by_g *= w[c]
+                    by_d = -by_g * inv_std * grad_w / count
+                    offset = -by_g * sum_g / count - by_d * low
+                    apply(
+                        gy + c * HW, x + c * HW, gx + c * HW, C * HW, HW, size, cuts,
+                        first, last, high, by_g, by_d, offset,
+                    )  # fmt: skip
+
+    return backward

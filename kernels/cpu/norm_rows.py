@@ -1,0 +1,343 @@
+"""Batch norm's kernels for channels-last memory, and for (N, C): vectors over channels.
+
+Memory is pixels of C channels, one after the other. So that few channels fill vectors too, `copies`
+pixels make a row of V = C * copies columns, and column v belongs to channel v mod C:
+
+    row 0   [p0 c0 c1 c2 | p1 c0 c1 c2 | ... ]     copies = 3 pixels of C = 3 channels: V = 9
+    row 1   [p3 c0 c1 c2 | ...               ]
+    tail    [p6 c0 c1 c2 ]                         the pixels left over, after the last row
+
+Columns are taken four vectors at a time, the last ones masked, down the rows of a part.
+
+    phase 1   part k of `parts`, `per` rows, of a block of columns: shift, sum, sum of squares
+    phase 2   some channels: the copies of the columns and the parts together, in float64
+    phase 4   part k of a block of columns: the result
+
+Where blocks of columns are enough tasks there is one part, and one launch does all (phase 7, only
+with one copy); otherwise there are three. Statistics take one pass, and a second where they must:
+see `norm_planes`; the first shift is the mean of a few rows.
+"""
+
+from collections.abc import Callable
+
+from gpuconv.kernels.cpu.compiler import I64, Data, Float, Kernel
+
+STATISTICS, COMBINE, APPLY = 1, 2, 4  # phases; 7 is all
+
+
+def forward(dtype: str) -> Kernel:
+    """x, w, b -> y, mean, var, stats (3, V): the means' high parts, and of the first C columns
+    their low parts and 1 / deviations. `coefficients` (2, V) and `work` (parts, 3, V) are for
+    phases to come."""
+    return Kernel("norm_rows", _forward, (("dtype", dtype),))
+
+
+def backward(dtype: str) -> Kernel:
+    """gy, x, stats, w -> gx (if there is one), gw, gb; `coefficients` (3, V), work (parts, 2, V)."""
+    return Kernel("norm_rows_grad", _backward, (("dtype", dtype),))
+
+
+def _forward(dtype: str) -> Callable[..., None]:
+    from math import sqrt
+    from typing import Any
+
+    import numba
+
+    from gpuconv.kernels.cpu.vector import (
+        address,
+        at_most,
+        fma_tile,
+        lanes,
+        load_row,
+        load_row_part,
+        splat_tile,
+        store_tile,
+        store_tile_part,
+        tile,
+    )
+
+    wide, real = 4 * lanes(dtype), getattr(numba, dtype)
+
+    def columns(whole: bool) -> Any:
+        """Functions for `wide` columns, or for the first `width` of them."""
+        if whole:
+
+            def read(like: Any, p: Any, width: int) -> Any:
+                return load_row(like, p)
+
+            def write(p: Any, value: Any, width: int) -> None:
+                store_tile(p, 0, value)
+        else:
+
+            def read(like: Any, p: Any, width: int) -> Any:
+                return load_row_part(like, p, width)
+
+            def write(p: Any, value: Any, width: int) -> None:
+                store_tile_part(p, 0, value, 1, width)
+
+        load, store = numba.njit(read), numba.njit(write)
+
+        @numba.njit
+        def statistics(x, rows, tail, out, V, width):  # type: ignore[no-untyped-def]
+            """Shift, sums of differences from it, and of their squares, to three rows of `out`."""
+            zeros = tile(x, 1, 4)
+            tail = min(tail, width)
+            origin = load(zeros, x, width) if rows > 0 else load_row_part(zeros, x, tail)
+            few = min(rows, 16)
+            sums, squares = tile(x, 1, 4), tile(x, 1, 4)
+            for r in range(few):
+                sums = sums + (load(origin, x + r * V, width) - origin)
+            shift = fma_tile(sums, splat_tile(zeros, 1.0 / max(few, 1)), origin)
+            count = rows + 1 if tail > 0 else rows
+            for attempt in range(2):
+                sums, squares = tile(x, 1, 4), tile(x, 1, 4)
+                for r in range(rows):
+                    d = load(shift, x + r * V, width) - shift
+                    sums = sums + d
+                    squares = fma_tile(d, d, squares)
+                if tail > 0:
+                    d = load_row_part(shift, x + rows * V, tail) - shift
+                    sums = sums + d
+                    squares = fma_tile(d, d, squares)
+                far = sums * sums * splat_tile(zeros, 2.0) - squares * splat_tile(zeros, count)
+                if attempt == 1 or at_most(far, zeros):
+                    break
+                shift = fma_tile(sums, splat_tile(zeros, 1.0 / count), shift)
+            store(out, shift, width)
+            store(out + V, sums, width)
+            store(out + 2 * V, squares, width)
+
+        @numba.njit
+        def apply(x, y, rows, tail, stats, coefficients, V, width):  # type: ignore[no-untyped-def]
+            """y = (x - high) * scale + offset."""
+            zeros = tile(x, 1, 4)
+            high = load(zeros, stats, width)
+            scale, offset = load(zeros, coefficients, width), load(zeros, coefficients + V, width)
+            for r in range(rows):
+                d = load(high, x + r * V, width) - high
+                store(y + r * V, fma_tile(d, scale, offset), width)
+            tail = min(tail, width)
+            if tail > 0:
+                d = load_row_part(high, x + rows * V, tail) - high
+                store_tile_part(y + rows * V, 0, fma_tile(d, scale, offset), 1, tail)
+
+        return statistics, apply
+
+    statistics, apply = columns(True)
+    statistics_part, apply_part = columns(False)
+
+    @numba.njit
+    def together(work, c, C, V, rows, per, tail, parts):  # type: ignore[no-untyped-def]
+        """Mean of a channel, and sum of squared differences from it."""
+        base = numba.float64(work[c])
+        count, s, m2 = 0.0, 0.0, 0.0
+        for k in range(parts):
+            here = min(per, rows - k * per)
+            for v in range(c, V, C):
+                one_more = k == parts - 1 and v < tail
+                n = here + 1 if one_more else here
+                at = k * 3 * V + v
+                s += n * (work[at] - base) + work[at + V]
+                count += n
+        mean = base + s / count
+        for k in range(parts):
+            here = min(per, rows - k * per)
+            for v in range(c, V, C):
+                one_more = k == parts - 1 and v < tail
+                n = here + 1 if one_more else here
+                if n > 0:
+                    at = k * 3 * V + v
+                    part_s = numba.float64(work[at + V])
+                    off = work[at] - mean + part_s / n
+                    m2 += work[at + 2 * V] - part_s * part_s / n + n * off * off
+        return count, mean, m2
+
+    def forward(
+        task: I64, thread: I64,
+        x: Data, w: Data, b: Data, y: Data, mean: Data, var: Data, stats: Data,
+        coefficients: Data, work: Data,
+        C: I64, V: I64, rows: I64, tail: I64,
+        columns: I64, per: I64, parts: I64, step: I64, phase: I64, eps: Float,
+    ) -> None:  # fmt: skip
+        block = task // parts
+        k = task - block * parts
+        v0 = block * columns
+        v1 = min(v0 + columns, V)
+        first = k * per
+        here = min(per, rows - first)
+        left = tail if k == parts - 1 else 0
+        if phase & 1:
+            for v in range(v0, v1, wide):
+                at, out = x + (first * V + v), work + (k * 3 * V + v)
+                if v + wide <= v1:
+                    statistics(at, here, left - v, out, V, wide)
+                else:
+                    statistics_part(at, here, left - v, out, V, v1 - v)
+        if phase & 2:
+            c0 = v0 if phase & 1 else task * step
+            c1 = min(c0 + step, C)
+            for c in range(c0, c1):
+                count, centre, m2 = together(work, c, C, V, rows, per, tail, parts)
+                variance = m2 / count
+                if variance < 0.0:  # by rounding
+                    variance = 0.0
+                inv_std = 1.0 / sqrt(variance + eps)
+                high = real(centre)
+                low = centre - high
+                mean[c], var[c] = high, variance
+                stats[V + c], stats[2 * V + c] = low, inv_std
+                scale, offset = inv_std, 0.0
+                if address(w) != 0:
+                    scale = inv_std * w[c]
+                if address(b) != 0:
+                    offset = numba.float64(b[c])
+                offset -= low * scale
+                for v in range(c, V, C):
+                    stats[v], coefficients[v], coefficients[V + v] = high, scale, offset
+        if phase & 4:
+            for v in range(v0, v1, wide):
+                at = first * V + v
+                if v + wide <= v1:
+                    apply(x + at, y + at, here, left - v, stats + v, coefficients + v, V, wide)
+                else:
+                    apply_part(
+                        x + at, y + at, here, left - v, stats + v, coefficients + v, V, v1 - v
+                    )
+
+    return forward
+
+
+def _backward(dtype: str) -> Callable[..., None]:
+    from typing import Any
+
+    import numba
+
+    from gpuconv.kernels.cpu.vector import (
+        address,
+        fma_tile,
+        lanes,
+        load_row,
+        load_row_part,
+        store_tile,
+        store_tile_part,
+        tile,
+    )
+
+    wide = 4 * lanes(dtype)
+
+    def columns(whole: bool) -> Any:
+        """Functions for `wide` columns, or for the first `width` of them."""
+        if whole:
+
+            def read(like: Any, p: Any, width: int) -> Any:
+                return load_row(like, p)
+
+            def write(p: Any, value: Any, width: int) -> None:
+                store_tile(p, 0, value)
+        else:
+
+            def read(like: Any, p: Any, width: int) -> Any:
+                return load_row_part(like, p, width)
+
+            def write(p: Any, value: Any, width: int) -> None:
+                store_tile_part(p, 0, value, 1, width)
+
+        load, store = numba.njit(read), numba.njit(write)
+
+        @numba.njit
+        def sums(gy, x, rows, tail, stats, out, V, width):  # type: ignore[no-untyped-def]
+            """Sums of gy and of gy * (x - high), to two rows of `out`."""
+            zeros = tile(x, 1, 4)
+            high = load(zeros, stats, width)
+            sum_g, sum_gd = tile(x, 1, 4), tile(x, 1, 4)
+            for r in range(rows):
+                g, d = load(zeros, gy + r * V, width), load(high, x + r * V, width) - high
+                sum_g = sum_g + g
+                sum_gd = fma_tile(g, d, sum_gd)
+            tail = min(tail, width)
+            if tail > 0:
+                g = load_row_part(zeros, gy + rows * V, tail)
+                d = load_row_part(high, x + rows * V, tail) - high
+                sum_g = sum_g + g
+                sum_gd = fma_tile(g, d, sum_gd)
+            store(out, sum_g, width)
+            store(out + V, sum_gd, width)
+
+        @numba.njit
+        def apply(gy, x, gx, rows, tail, stats, coefficients, V, width):  # type: ignore[no-untyped-def]
+            """gx = gy * by_g + (x - high) * by_d + offset."""
+            zeros = tile(x, 1, 4)
+            high = load(zeros, stats, width)
+            by_g, by_d = load(zeros, coefficients, width), load(zeros, coefficients + V, width)
+            offset = load(zeros, coefficients + 2 * V, width)
+            for r in range(rows):
+                g, d = load(zeros, gy + r * V, width), load(high, x + r * V, width) - high
+                store(gx + r * V, fma_tile(g, by_g, fma_tile(d, by_d, offset)), width)
+            tail = min(tail, width)
+            if tail > 0:
+                g = load_row_part(zeros, gy + rows * V, tail)
+                d = load_row_part(high, x + rows * V, tail) - high
+                result = fma_tile(g, by_g, fma_tile(d, by_d, offset))
+                store_tile_part(gx + rows * V, 0, result, 1, tail)
+
+        return sums, apply
+
+    sums, apply = columns(True)
+    sums_part, apply_part = columns(False)
+
+    def backward(
+        task: I64, thread: I64,
+        gy: Data, x: Data, stats: Data, w: Data, gx: Data, gw: Data, gb: Data,
+        coefficients: Data, work: Data,
+        C: I64, V: I64, rows: I64, tail: I64,
+        columns: I64, per: I64, parts: I64, step: I64, phase: I64, count: I64,
+    ) -> None:  # fmt: skip
+        block = task // parts
+        k = task - block * parts
+        v0 = block * columns
+        v1 = min(v0 + columns, V)
+        first = k * per
+        here = min(per, rows - first)
+        left = tail if k == parts - 1 else 0
+        if phase & 1:
+            for v in range(v0, v1, wide):
+                at, out = first * V + v, work + (k * 2 * V + v)
+                if v + wide <= v1:
+                    sums(gy + at, x + at, here, left - v, stats + v, out, V, wide)
+                else:
+                    sums_part(gy + at, x + at, here, left - v, stats + v, out, V, v1 - v)
+        if phase & 2:
+            c0 = v0 if phase & 1 else task * step
+            c1 = min(c0 + step, C)
+            for c in range(c0, c1):
+                sum_g, sum_gd = 0.0, 0.0
+                for i in range(parts):
+                    for v in range(c, V, C):
+                        sum_g += work[i * 2 * V + v]
+                        sum_gd += work[i * 2 * V + V + v]
+                low, inv_std = numba.float64(stats[V + c]), numba.float64(stats[2 * V + c])
+                grad_w = (sum_gd - low * sum_g) * inv_std
+                gw[c], gb[c] = grad_w, sum_g
+                by_g = inv_std
+                if address(w) != 0:
+                    by_g *= w[c]
+                by_d = -by_g * inv_std * grad_w / count
+                offset = -by_g * sum_g / count - by_d * low
+                for v in range(c, V, C):
+                    coefficients[v], coefficients[V + v] = by_g, by_d
+                    coefficients[2 * V + v] = offset
+        if phase & 4 and address(gx) != 0:
+            for v in range(v0, v1, wide):
+                at = first * V + v
+                if v + wide <= v1:
+                    apply(
+                        gy + at, x + at, gx + at, here, left - v, stats + v, coefficients + v, V,
+                        wide,
+                    )  # fmt: skip
+                else:
+                    apply_part(
+                        gy + at, x + at, gx + at, here, left - v, stats + v, coefficients + v, V,
+                        v1 - v,
+                    )  # fmt: skip
+
+    return backward

@@ -1,0 +1,186 @@
+"""Transforms and transposes in registers for the kernels of `winograd.py`.
+
+A 4x4 tile of the output is  y = A' [(G w G') * (B' x B)] A  of a 6x6 tile x of the input and the
+3x3 filter w, where * is by element: 36 products instead of 144. `cook_toom` makes the matrices.
+
+The points decide the rounding error. The usual 0, 1, -1, 2, -2 give twice that of the points here,
+which are near 1, each beside its reciprocal and its negative: pairs of opposite points share most
+of their arithmetic (Barabasz et al., arXiv 1803.10986; Alam et al., arXiv 2201.10369).
+
+Every lane of a vector is a channel, so the transforms need no shuffles; `planes` makes such vectors
+of an image that has its channels in planes. This file imports Numba; only kernels, while they are
+compiled, import it.
+"""
+
+from fractions import Fraction
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from gpuconv.kernels.cpu.cook_toom import matrices
+from gpuconv.kernels.cpu.transforms import _apply, both_sides
+from gpuconv.kernels.cpu.vector import (
+    I32,
+    I64,
+    Tile,
+    Vector,
+    _each,
+    _load,
+    _store,
+    _vector,
+    width,
+)
+
+POINTS = [Fraction(*p) for p in ((0, 1), (2, 3), (-2, 3), (3, 2), (-3, 2))]  # and infinity
+INVERSE, FILTERS, INPUTS = matrices(4, 3, POINTS)
+
+# f(source, row step, column step, target, step): 6x6 or 3x3 vectors to 36 that are `step` apart.
+input_tile = both_sides(INPUTS)
+filter_tile = both_sides(FILTERS)
+
+
+@intrinsic
+def inverse_tile(typingctx: Any, source: Any, step: Any, target: Any, row: Any) -> Any:
+    """36 vectors, `step` apart, to 4 rows of 4 vectors side by side; the rows are `row` apart."""
+    kind = Vector(source.dtype, width(source.dtype))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        p, by, q, by_row = arguments
+        half = []
+        for j in range(6):
+            places = [builder.gep(p, [builder.mul(by, I64(6 * i + j))]) for i in range(6)]
+            values = [_load(builder, place, kind) for place in places]
+            half.append(_apply(builder, kind, INVERSE, values))
+        for i in range(4):
+            done = _apply(builder, kind, INVERSE, [column[i] for column in half])
+            line = builder.gep(q, [builder.mul(by_row, I64(i))])
+            for j, value in enumerate(done):
+                _store(builder, value, line, kind, j * kind.count)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64), codegen
+
+
+# --- from planes to vectors of channels, and back
+
+
+def _shuffled(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+
+def _quads(builder: Any, four: list[Any], count: int) -> list[Any]:
+    """Of each quarter of 4 lanes, the 4x4 block transposed."""
+
+    def pick(a: Any, b: Any, order: tuple[int, ...]) -> Any:
+        lanes = [q + (o if o < 4 else count + o - 4) for q in range(0, count, 4) for o in order]
+        return _shuffled(builder, a, b, lanes)
+
+    low, high = (0, 4, 1, 5), (2, 6, 3, 7)
+    first, second = (0, 1, 4, 5), (2, 3, 6, 7)
+    a, b = pick(four[0], four[1], low), pick(four[2], four[3], low)
+    c, d = pick(four[0], four[1], high), pick(four[2], four[3], high)
+    return [pick(a, b, first), pick(a, b, second), pick(c, d, first), pick(c, d, second)]
+
+
+@intrinsic
+def planes(typingctx: Any, p: Any, step: Any) -> Any:
+    """4 vectors, as a tile of 4 rows: lane i of vector j is p[i * step + j]."""
+    count = width(p.dtype)
+    result = Tile(p.dtype, count, 4, 1)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        quad = _vector(p.dtype, 4)
+        rows = []
+        for i in range(count):
+            at = builder.gep(arguments[0], [builder.mul(arguments[1], I64(i))])
+            rows.append(builder.load(builder.bitcast(at, quad.as_pointer()), align=4))
+        return _tile(context, builder, result, _quads(builder, _columns(builder, rows), count))
+
+    return result(p, types.int64), codegen
+
+
+def _columns(builder: Any, rows: list[Any]) -> list[Any]:
+    """4 vectors: the i-th has rows i, i + 4, i + 8, ... (of 4 lanes) side by side."""
+    found = []
+    for first in range(4):
+        parts = rows[first::4]
+        while len(parts) > 1:
+            size = parts[0].type.count
+            parts = [
+                _shuffled(builder, parts[i], parts[i + 1], list(range(2 * size)))
+                for i in range(0, len(parts), 2)
+            ]
+        found.append(parts[0])
+    return found
+
+
+@intrinsic
+def planes_part(typingctx: Any, p: Any, step: Any, rows: Any, columns: Any) -> Any:
+    """As `planes`, of the first `rows` (1 or more) rows and `columns` (1 or more) columns; else 0."""
+    count = width(p.dtype)
+    result = Tile(p.dtype, count, 4, 1)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        base, by, rows_at, columns_at = arguments
+        kind = _vector(p.dtype, count)
+        found = [ir.Constant(kind, None)] * 4
+        for i in range(count):
+            inside = builder.icmp_signed(">", rows_at, I64(i))
+            # What is outside is read from the first number, which is there, and not used.
+            row = builder.gep(base, [builder.select(inside, builder.mul(by, I64(i)), I64(0))])
+            for j in range(4):
+                here = builder.and_(inside, builder.icmp_signed(">", columns_at, I64(j)))
+                at = builder.gep(row, [builder.select(here, I64(j), I64(0))])
+                zero = ir.Constant(kind.element, 0.0)
+                number = builder.select(here, builder.load(at), zero)
+                found[j] = builder.insert_element(found[j], number, I32(i))
+        return _tile(context, builder, result, found)
+
+    return result(p, types.int64, types.int64, types.int64), codegen
+
+
+def _tile(context: Any, builder: Any, kind: Any, vectors: list[Any]) -> Any:
+    found = ir.Constant(context.get_value_type(kind), ir.Undefined)
+    for i, vector in enumerate(vectors):
+        found = builder.insert_value(found, vector, i)
+    return found
+
+
+# --- sums of the 36 products
+
+
+@intrinsic
+def add_blocks(typingctx: Any, sums: Any, p: Any, step: Any) -> Any:
+    """The tile plus earlier sums: vector v of row i is at p + v * step + i * lanes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        old, p_at, by = arguments
+        blocks = [builder.gep(p_at, [builder.mul(by, I64(v))]) for v in range(sums.vectors)]
+        return _each(
+            builder,
+            sums,
+            old,
+            lambda value, row, v: builder.fadd(
+                _load(builder, blocks[v], sums, row * sums.count), value
+            ),
+        )
+
+    return sums(sums, p, types.int64), codegen
+
+
+@intrinsic
+def store_blocks(typingctx: Any, p: Any, step: Any, sums: Any) -> Any:
+    """Store the tile as `add_blocks` reads it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        p_at, by, values = arguments
+        for v in range(sums.vectors):
+            block = builder.gep(p_at, [builder.mul(by, I64(v))])
+            for i in range(sums.rows):
+                value = builder.extract_value(values, i * sums.vectors + v)
+                _store(builder, value, block, sums, i * sums.count)
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, sums), codegen

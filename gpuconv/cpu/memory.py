@@ -5,6 +5,7 @@ to fill it. So large arrays are made of blocks that a pool keeps: when the last 
 block is gone, the block is free again. What is kept unused is bounded.
 """
 
+import ctypes
 import threading
 import weakref
 from functools import partial
@@ -70,9 +71,13 @@ def _class(needed: int) -> int:
 
 
 def _block(size: int) -> Any:
+    """Memory as an object that is no NumPy array.
+
+    For of a view of an array of an array NumPy keeps the innermost alive, and not the one between,
+    whose end the pool waits for.
+    """
     raw: Any = np.empty(size + ALIGN, dtype=np.uint8)
-    start = -raw.ctypes.data % ALIGN
-    return memoryview(raw[start : start + size])
+    return (ctypes.c_char * size).from_buffer(raw, -raw.ctypes.data % ALIGN)
 
 
 POOL = Pool()

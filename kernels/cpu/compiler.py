@@ -303,7 +303,7 @@ def _to_llvm(kernel: Kernel, isa: Isa) -> tuple[str, str]:
     token = _isa.set(isa)
     try:
         body = numba.njit(error_model="numpy", fastmath={"contract"})(kernel.make(**constants))
-        kinds = [_kind(types, kind) for kind in kernel.parameters.values()]
+        kinds = [_kind(types, kind, isa) for kind in kernel.parameters.values()]
         entry, signature = body.py_func, kinds
         if not kernel.bare:
             entry, signature = _task(body, kinds), [types.int64] * 3
@@ -323,9 +323,10 @@ def _to_llvm(kernel: Kernel, isa: Isa) -> tuple[str, str]:
     return text.replace(done.fndesc.llvm_func_name, name), name
 
 
-def _kind(types: Any, kind: str) -> Any:
+def _kind(types: Any, kind: str, isa: Isa) -> Any:
+    vector: Any = import_module("gpuconv.kernels.cpu.vector")  # which imports Numba
     item = getattr(types, kind.rstrip("*"))
-    return types.CPointer(item) if kind.endswith("*") else item
+    return vector.Pointer(item, isa.vector) if kind.endswith("*") else item
 
 
 def _task(body: Any, kinds: list[Any]) -> Callable[..., None]:

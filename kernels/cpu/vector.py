@@ -29,6 +29,23 @@ def lanes(dtype: str) -> int:
     return current().vector // (4 if dtype == "float32" else 8)
 
 
+class Pointer(types.CPointer):
+    """A pointer, in code for vectors of so many bytes.
+
+    Numba keeps the types that an intrinsic gave for the types of its arguments; those of two
+    instruction sets must therefore differ.
+    """
+
+    def __init__(self, dtype: Any, vector: int) -> None:
+        self.vector = vector
+        super().__init__(dtype)
+        self.name = f"{dtype}*{vector}"
+
+    @property
+    def key(self) -> Any:
+        return self.dtype, self.vector
+
+
 class Vector(types.Type):
     """Numbers of one type side by side in a register."""
 
@@ -53,6 +70,9 @@ def _item(dtype: Any) -> Any:
 
 def _vector(dtype: Any, count: int) -> Any:
     return ir.VectorType(_item(dtype), count)
+
+
+register_default(Pointer)(models.PointerModel)
 
 
 @register_default(Vector)

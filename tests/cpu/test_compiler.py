@@ -12,7 +12,7 @@ import pytest
 
 from gpuconv.cpu.device import DEVICE
 from gpuconv.kernels.cpu import compiler
-from gpuconv.kernels.cpu.compiler import F32, I64, I64P, CompileError, Data, Float, Kernel
+from gpuconv.kernels.cpu.compiler import F32, F64, I64, I64P, CompileError, Data, Float, Kernel
 
 
 def _scale(dtype: str) -> Callable[..., None]:
@@ -101,12 +101,25 @@ def _allocates() -> Callable[..., None]:
     return allocates
 
 
+def _gamma() -> Callable[..., None]:
+    import math
+
+    def gamma(task: I64, thread: I64, x: F64) -> None:
+        x[0] = math.lgamma(x[0])
+
+    return gamma
+
+
 def test_what_cannot_be_compiled_is_said_in_a_line() -> None:
     with pytest.raises(CompileError, match=r"kernel test_wrong: .*'nothing'") as said:
         compiler.build(Kernel("test_wrong", _wrong), compiler.current())
     assert "\n" not in str(said.value)
-    with pytest.raises(CompileError, match="kernels call none"):
+    with pytest.raises(CompileError, match="kernel test_allocates: NRT required"):
         compiler.build(Kernel("test_allocates", _allocates), compiler.current())
+    with pytest.raises(
+        CompileError, match="kernel test_gamma: it needs .*gamma; kernels call none"
+    ):
+        compiler.build(Kernel("test_gamma", _gamma), compiler.current())
     with (
         pytest.raises(CompileError, match="instruction set 'mmx' is unknown; use one of avx2"),
         compiler.restricted("mmx"),

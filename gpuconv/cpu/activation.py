@@ -16,14 +16,15 @@ NAMES = {np.dtype(name): name for name in ("float32", "float64")}
 class CpuActivation(Activation):
     """For arrays dense in memory, NCHW or channels-last; the rest is array code."""
 
-    plan: Any  # of CpuBackend, which mixes this class in
+    device: Any  # of CpuBackend, which mixes this class in
+    plan: Any
     empty_like_format: Any
 
     def relu(self, x: Array) -> Array:
         if not _dense(x):
             return super().relu(x)
         y = self.empty_like_format(x, x.shape, x.dtype)
-        self.plan(elementwise, "relu", x.size, NAMES[x.dtype])(x, None, y)
+        self._elementwise("relu", x, None, y)
         return y
 
     def relu_grad(self, gy: Array, y: Array) -> Array:
@@ -34,15 +35,18 @@ class CpuActivation(Activation):
             turned[...] = gy
             gy = turned
         gx = self.empty_like_format(y, y.shape, y.dtype)
-        self.plan(elementwise, "relu_grad", y.size, NAMES[y.dtype])(gy, y, gx)
+        self._elementwise("relu_grad", gy, y, gx)
         return gx
 
     def add(self, a: Array, b: Array) -> Array:
         if not _dense(a) or a.dtype != b.dtype or not _alike(a, b):
             return super().add(a, b)
         y = self.empty_like_format(a, a.shape, a.dtype)
-        self.plan(elementwise, "add", a.size, NAMES[a.dtype])(a, b, y)
+        self._elementwise("add", a, b, y)
         return y
+
+    def _elementwise(self, op: str, a: Array, b: Array | None, y: Array) -> None:
+        self.plan(elementwise, op, y.size, NAMES[y.dtype], self.device.threads)(a, b, y)
 
 
 def _dense(x: Array) -> bool:

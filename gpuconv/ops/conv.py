@@ -11,9 +11,7 @@ from gpuconv.autograd import Function
 from gpuconv.backends import Array, Backend, plain_backend
 from gpuconv.errors import ArgumentError
 from gpuconv.ops.dtypes import check_dtypes
-from gpuconv.ops.reduce import row_sums
 from gpuconv.precision import get_float32_precision
-from gpuconv.reference.conv import is_channels_last
 from gpuconv.shapes import ConvSpec, IntOrInts, Padding, fingerprint, plain, remember
 
 
@@ -59,7 +57,7 @@ class Conv(Function):
         return (
             be.conv_grad_input(self.spec, gy, self.w, algo=self.algo) if need_x else None,
             be.conv_grad_weight(self.spec, gy, self.x, algo=self.algo) if need_w else None,
-            bias_gradient(gy) if need_b else None,
+            be.bias_gradient(gy) if need_b else None,
         )
 
 
@@ -114,7 +112,7 @@ class ConvTranspose(Function):
         return (
             be.conv(self.spec, gy, self.w) if need_x else None,
             be.conv_grad_weight(self.spec, self.x, gy) if need_w else None,
-            bias_gradient(gy) if need_b else None,
+            be.bias_gradient(gy) if need_b else None,
         )
 
 
@@ -160,13 +158,6 @@ class ConvGradWeight(Function):
             be.conv(self.spec, self.x, gy, algo=self.algo) if need_gy else None,
             be.conv_grad_input(self.spec, self.gy, gy, algo=self.algo) if need_x else None,
         )
-
-
-def bias_gradient(gy: Array) -> Array:
-    """gb (K,): gy (N, K, *out) summed over all but the channels."""
-    if is_channels_last(gy):
-        return row_sums(gy.transpose(0, *range(2, gy.ndim), 1).reshape(-1, gy.shape[1]))
-    return gy.sum(axis=(0, *range(2, gy.ndim)))
 
 
 def check_rank(op: str, nd: int, x_shape: Sequence[int], w_shape: Sequence[int]) -> None:

@@ -8,7 +8,6 @@ from gpuconv.backends import Array, Backend
 from gpuconv.errors import ArgumentError
 from gpuconv.ops.dtypes import check_dtypes
 from gpuconv.ops.elementwise import Like, unbroadcast
-from gpuconv.ops.reduce import row_sums
 
 
 class MatMul(Function):
@@ -78,7 +77,7 @@ class Linear(Function):
         return (
             be.xp.matmul(gy, self.w) if need_x else None,
             be.xp.matmul(rows.T, self.x.reshape(-1, self.w_shape[1])) if need_w else None,
-            row_sums(rows) if need_b else None,
+            be.bias_gradient(rows) if need_b else None,
         )
 
 

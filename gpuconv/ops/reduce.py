@@ -101,16 +101,6 @@ class Min(_Extremum):
     name = "min"
 
 
-def row_sums(rows: Array) -> Array:
-    """(K,): rows (M, K) summed over M in two stages, which keeps float32's rounding small.
-
-    Along a leading axis NumPy adds row after row, and the error of such a sum grows with M.
-    """
-    whole = rows.shape[0] // 128 * 128
-    blocks = rows[:whole].reshape(-1, 128, rows.shape[1]).sum(axis=1)
-    return blocks.sum(axis=0) + rows[whole:].sum(axis=0)
-
-
 def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Any:
     """The sum over `axis` (all of them if None)."""
     return Sum(axis, keepdims).apply(x)

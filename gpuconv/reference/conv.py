@@ -39,6 +39,16 @@ def tiles(extents: Sequence[int], budget: int) -> Iterator[tuple[slice, ...]]:
         )
 
 
+def row_sums(rows: Array) -> Array:
+    """(K,): rows (M, K) summed over M in two stages, which keeps float32's rounding small.
+
+    Along a leading axis NumPy adds row after row, and the error of such a sum grows with M.
+    """
+    whole = rows.shape[0] // 128 * 128
+    blocks = rows[:whole].reshape(-1, 128, rows.shape[1]).sum(axis=1)
+    return blocks.sum(axis=0) + rows[whole:].sum(axis=0)
+
+
 def check_algo(algo: str) -> None:
     """ArgumentError unless array code can do it."""
     if algo not in ("auto", "im2col"):
@@ -119,6 +129,12 @@ class Conv:
             columns = self._columns(windows, spec, tile)
             gw += self.xp.matmul(self._rows(gy, spec, tile), columns.swapaxes(1, 2))
         return gw.reshape(spec.w_shape)
+
+    def bias_gradient(self, gy: Array) -> Array:
+        """gb (K,): gy (N, K, *out) summed over all but the channels."""
+        if gy.ndim == 2 or is_channels_last(gy):
+            return row_sums(gy.transpose(0, *range(2, gy.ndim), 1).reshape(-1, gy.shape[1]))
+        return gy.sum(axis=(0, *range(2, gy.ndim)))
 
     def pad(self, x: Array, pads: Pads, mode: str = "zeros", value: float = 0.0) -> Array:
         """x with (before, after) elements more on each spatial axis; negative numbers cut off."""

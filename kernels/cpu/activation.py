@@ -1,9 +1,8 @@
 """Elementwise kernels: ReLU, its gradient, and the sum of two arrays.
 
 Arrays are rows of `count` numbers, whatever their shape: all of one memory format. A task is a
-`chunk` of them. Nothing is computed that memory does not outlast, so what counts is traffic: where
-the arrays are larger than the caches the result is written past them (`stream`), which saves
-reading every line of it first.
+`chunk` of them. Arithmetic is nothing here and traffic all: a result far larger than the caches is
+written past them (`stream`), which saves reading every line of it first.
 """
 
 from collections.abc import Callable
@@ -11,7 +10,9 @@ from typing import Any
 
 from gpuconv.kernels.cpu.compiler import I64, Data, Kernel
 
-CHUNK = 1 << 14  # numbers a task; a multiple of every vector
+UNIT = 1 << 10  # numbers, of which a task has a multiple: a multiple of every vector
+CHUNK = 1 << 16  # numbers a task of large arrays
+CACHED = 1 << 20  # bytes of an array that a processor's caches hold beside a second one
 SEVERAL = 1 << 15  # numbers from which a second thread is worth its start
 STREAM = 1 << 24  # bytes of the result from which it is written past the caches
 
@@ -76,14 +77,18 @@ def _elementwise(dtype: str, op: str) -> Callable[..., None]:
     return elementwise
 
 
-def elementwise(device: Any, op: str, count: int, dtype: str) -> Callable[..., None]:
-    """run(a, b, y): "relu" (a = x, b = None), "relu_grad" (a = gy, b = y) or "add"."""
+def elementwise(device: Any, op: str, count: int, dtype: str, threads: int) -> Callable[..., None]:
+    """run(a, b, y): "relu" (a = x, b = None), "relu_grad" (a = gy, b = y) or "add".
+
+    What the caches of `threads` processors hold is cut into one piece for each, the same ones every
+    time; anything larger into pieces that whoever is free takes. No bit depends on it.
+    """
     kernel = Kernel(f"elementwise_{op}", _elementwise, (("dtype", dtype), ("op", op)))
     size = count * (4 if dtype == "float32" else 8)
-    stream = int(size >= STREAM)
-    several = count >= SEVERAL
-    chunk = CHUNK if several else count
+    chunk = count
+    if count >= SEVERAL:
+        chunk = CHUNK if size >= CACHED * threads else -(-count // (threads * UNIT)) * UNIT
     run: Callable[..., None] = device.prepare(
-        kernel, -(-count // chunk), several=several, count=count, chunk=chunk, stream=stream
+        kernel, -(-count // chunk), count=count, chunk=chunk, stream=int(size >= STREAM)
     )
     return run

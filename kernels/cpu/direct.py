@@ -40,6 +40,7 @@ from gpuconv.kernels.cpu.compiler import current
 TILE = 768 << 10  # bytes of x that a task copies at most: the level-2 cache has weights in it too
 SLOTS = 256  # pixels of a task, about
 STEP = 192  # products between two reads and writes of a sum, about
+ALIGNED = 1 << 16  # bytes from which the device's memory begins at a cache line
 TASKS = 16  # how many are enough for all threads to have something to do
 Run = Callable[..., None]
 
@@ -307,7 +308,7 @@ def _prepare(device: Any, problem: Problem, epilogue: dict[str, bool]) -> Run:
     launch = device.prepare(
         direct_sums.sums(problem.dtype, *cut.tile),
         len(tasks),
-        scratch=room * item,
+        scratch=max(room * item, ALIGNED),
         room=room,
         partial_at=partial_at,
         bias_at=bias_at,
@@ -329,7 +330,7 @@ def _prepare(device: Any, problem: Problem, epilogue: dict[str, bool]) -> Run:
     )
 
     def run(x: Any, w: Any, b: Any, add: Any, y: Any) -> None:
-        packed = device.empty((size,), problem.dtype)
+        packed = device.empty((max(size, ALIGNED // item),), problem.dtype)
         bring(w, packed, numbers)
         launch(x, packed, b, add, y, numbers)
 

@@ -11,7 +11,7 @@ cache; with several, phase 1 leaves what it found in `work`, and each task of ph
 of its channel together, in their order.
 
 Statistics take one pass: numbers of a run are summed as differences from what is known of the mean,
-and squares of them. Where that was further from the run's mean than the run's standard deviation
+and squares of them. Where that was half a standard deviation from the run's mean, or more,
 digits were lost: the run, still in the first cache, is summed again about its mean. Runs and
 parts are merged in float64. Source: Chan, Golub and LeVeque, "Algorithms for computing the sample
 variance", The American Statistician 37 (1983). A mean is kept as high + low part, numbers of the
@@ -23,6 +23,9 @@ from collections.abc import Callable
 from gpuconv.kernels.cpu.compiler import F64, I64, Data, Float, Kernel
 
 STATISTICS, APPLY = 1, 2  # phases; 3 is both
+# Additions to a sum before it is added to another. Squares of numbers on a grid, as those near 1e4
+# are, are 0 or 1 mod 4 of its units: a sum so large that it rounds to fours rounds them all down.
+FEW = 16
 
 
 def forward(dtype: str) -> Kernel:
@@ -61,27 +64,35 @@ def _forward(dtype: str) -> Callable[..., None]:
         """Of some pieces: sums of differences from shift and of their squares, the count, and the
         piece (n, j) after them."""
         about = splat_tile(tile(x, 1, 4), shift)
+        all_sums, all_squares = tile(x, 1, 4), tile(x, 1, 4)
         sums, squares = tile(x, 1, 4), tile(x, 1, 4)
         count = 0
-        for _ in range(pieces):
+        for i in range(pieces):
             start = j * size
             length = min(size, HW - start)
             p = x + (n * step + start)
             t = 0
             while t + wide <= length:
-                d = load_row(about, p + t) - about
-                sums = sums + d
-                squares = fma_tile(d, d, squares)
+                for t in range(t, min(t + FEW * wide, length - wide + 1), wide):
+                    d = load_row(about, p + t) - about
+                    sums = sums + d
+                    squares = fma_tile(d, d, squares)
                 t += wide
+                all_sums, all_squares = all_sums + sums, all_squares + squares
+                sums, squares = tile(x, 1, 4), tile(x, 1, 4)
             if t < length:
                 d = load_row_part(about, p + t, length - t) - about
                 sums = sums + d
                 squares = fma_tile(d, d, squares)
+            if i & (FEW - 1) == FEW - 1:
+                all_sums, all_squares = all_sums + sums, all_squares + squares
+                sums, squares = tile(x, 1, 4), tile(x, 1, 4)
             count += length
             j += 1
             if j == cuts:
                 j = 0
                 n += 1
+        sums, squares = all_sums + sums, all_squares + squares
         return numba.float64(total(fold(sums))), numba.float64(total(fold(squares))), count, n, j
 
     @numba.njit
@@ -89,18 +100,21 @@ def _forward(dtype: str) -> Callable[..., None]:
         """Count, mean, and sum of squared differences from it, of pieces first .. last-1."""
         n = first // cuts
         j = first - n * cuts
-        shift = x[n * step + j * size]
+        begin, some = x + (n * step + j * size), min(wide, HW - j * size)
+        about = splat_tile(tile(x, 1, 4), begin[0])
+        s = total(fold(load_row_part(about, begin, some) - about))
+        shift = real(begin[0] + numba.float64(s) / some)
         known, mean, m2 = 0.0, 0.0, 0.0
         while first < last:
             pieces = min(run, last - first)
-            s, q, count, n2, j2 = moments(x, step, HW, size, cuts, n, j, pieces, shift)
-            if not 2.0 * s * s - q * count <= 0.0:  # so that NaN and infinity get here too
-                shift = real(shift + s / count)
-                s, q, count, n2, j2 = moments(x, step, HW, size, cuts, n, j, pieces, shift)
+            d, q, count, n2, j2 = moments(x, step, HW, size, cuts, n, j, pieces, shift)
+            if not 4.0 * d * d - q * count <= 0.0:  # so that NaN and infinity get here too
+                shift = real(shift + d / count)
+                d, q, count, n2, j2 = moments(x, step, HW, size, cuts, n, j, pieces, shift)
             both = known + count
-            delta = shift + s / count - mean
+            delta = shift + d / count - mean
             mean += delta * (count / both)
-            m2 += q - s * s / count + delta * delta * (known * count / both)
+            m2 += q - d * d / count + delta * delta * (known * count / both)
             shift, known, first = real(mean), both, first + pieces
             n, j = n2, j2
         return known, mean, m2

@@ -21,6 +21,7 @@ see `norm_planes`; the first shift is the mean of a few rows.
 from collections.abc import Callable
 
 from gpuconv.kernels.cpu.compiler import I64, Data, Float, Kernel
+from gpuconv.kernels.cpu.norm_planes import FEW
 
 STATISTICS, COMBINE, APPLY = 1, 2, 4  # phases; 7 is all
 
@@ -83,7 +84,7 @@ def _forward(dtype: str) -> Callable[..., None]:
             zeros = tile(x, 1, 4)
             tail = min(tail, width)
             origin = load(zeros, x, width) if rows > 0 else load_row_part(zeros, x, tail)
-            few = min(rows, 16)
+            few = min(rows, 2 * FEW)
             sums, squares = tile(x, 1, 4), tile(x, 1, 4)
             for r in range(few):
                 sums = sums + (load(origin, x + r * V, width) - origin)
@@ -91,14 +92,16 @@ def _forward(dtype: str) -> Callable[..., None]:
             count = rows + 1 if tail > 0 else rows
             for attempt in range(2):
                 sums, squares = tile(x, 1, 4), tile(x, 1, 4)
-                for r in range(rows):
-                    d = load(shift, x + r * V, width) - shift
-                    sums = sums + d
-                    squares = fma_tile(d, d, squares)
                 if tail > 0:
                     d = load_row_part(shift, x + rows * V, tail) - shift
-                    sums = sums + d
-                    squares = fma_tile(d, d, squares)
+                    sums, squares = d, d * d
+                for start in range(0, rows, FEW):
+                    few_sums, few_squares = tile(x, 1, 4), tile(x, 1, 4)
+                    for r in range(start, min(start + FEW, rows)):
+                        d = load(shift, x + r * V, width) - shift
+                        few_sums = few_sums + d
+                        few_squares = fma_tile(d, d, few_squares)
+                    sums, squares = sums + few_sums, squares + few_squares
                 far = sums * sums * splat_tile(zeros, 2.0) - squares * splat_tile(zeros, count)
                 if attempt == 1 or at_most(far, zeros):
                     break

@@ -253,6 +253,8 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
                         store_tile_part(to + j, j_all, transposed(some), real, many)
             v += size
 
+    # Until the compiler makes a kernel's body internal: one symbol for each set of constants.
+    weight.__qualname__ += f"_{current().name}_{dtype}_{rows}_{wide}_{narrow}"
     return weight
 
 
@@ -277,6 +279,7 @@ def _added(dtype: str) -> Callable[..., None]:
                     value = value + load_part(part + (chunk * size + i), end - i)
                 store_part(gw + i, value, end - i)
 
+    added.__qualname__ += f"_{current().name}_{dtype}"
     return added
 
 

@@ -28,6 +28,7 @@ from gpuconv.kernels.cpu.vector import (
     Vector,
     _each,
     _load,
+    _mask,
     _store,
     _vector,
     width,
@@ -87,18 +88,41 @@ def _quads(builder: Any, four: list[Any], count: int) -> list[Any]:
 @intrinsic
 def planes(typingctx: Any, p: Any, step: Any) -> Any:
     """4 vectors, as a tile of 4 rows: lane i of vector j is p[i * step + j]."""
-    count = width(p.dtype)
-    result = Tile(p.dtype, count, 4, 1)
+    result = Tile(p.dtype, width(p.dtype), 4, 1)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        quad = _vector(p.dtype, 4)
-        rows = []
-        for i in range(count):
-            at = builder.gep(arguments[0], [builder.mul(arguments[1], I64(i))])
-            rows.append(builder.load(builder.bitcast(at, quad.as_pointer()), align=4))
-        return _tile(context, builder, result, _quads(builder, _columns(builder, rows), count))
+        base, by = arguments
+        lines = [builder.gep(base, [builder.mul(by, I64(i))]) for i in range(result.count)]
+        return _tile(context, builder, result, _turned(builder, p, lines))
 
     return result(p, types.int64), codegen
+
+
+@intrinsic
+def planes_part(typingctx: Any, p: Any, step: Any, lanes: Any) -> Any:
+    """As `planes`, reading only what belongs to the first `lanes` lanes; zeros in the others."""
+    result = Tile(p.dtype, width(p.dtype), 4, 1)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        base, by, count = arguments
+        lines = []
+        for i in range(result.count):
+            inside = builder.icmp_signed(">", count, I64(i))
+            start = builder.select(inside, builder.mul(by, I64(i)), I64(0))
+            lines.append(builder.gep(base, [start]))
+        mask = _mask(builder, count, result.count)
+        zero = ir.Constant(_vector(p.dtype, result.count), None)
+        found = [builder.select(mask, v, zero) for v in _turned(builder, p, lines)]
+        return _tile(context, builder, result, found)
+
+    return result(p, types.int64, types.int64), codegen
+
+
+def _turned(builder: Any, p: Any, lines: list[Any]) -> list[Any]:
+    """4 numbers from each of the pointers `lines`, as 4 vectors of one number of each."""
+    quad = _vector(p.dtype, 4).as_pointer()
+    rows = [builder.load(builder.bitcast(line, quad), align=4) for line in lines]
+    return _quads(builder, _columns(builder, rows), len(lines))
 
 
 def _columns(builder: Any, rows: list[Any]) -> list[Any]:
@@ -114,31 +138,6 @@ def _columns(builder: Any, rows: list[Any]) -> list[Any]:
             ]
         found.append(parts[0])
     return found
-
-
-@intrinsic
-def planes_part(typingctx: Any, p: Any, step: Any, rows: Any, columns: Any) -> Any:
-    """As `planes`, of the first `rows` (1 or more) rows and `columns` (1 or more) columns; else 0."""
-    count = width(p.dtype)
-    result = Tile(p.dtype, count, 4, 1)
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        base, by, rows_at, columns_at = arguments
-        kind = _vector(p.dtype, count)
-        found = [ir.Constant(kind, None)] * 4
-        for i in range(count):
-            inside = builder.icmp_signed(">", rows_at, I64(i))
-            # What is outside is read from the first number, which is there, and not used.
-            row = builder.gep(base, [builder.select(inside, builder.mul(by, I64(i)), I64(0))])
-            for j in range(4):
-                here = builder.and_(inside, builder.icmp_signed(">", columns_at, I64(j)))
-                at = builder.gep(row, [builder.select(here, I64(j), I64(0))])
-                zero = ir.Constant(kind.element, 0.0)
-                number = builder.select(here, builder.load(at), zero)
-                found[j] = builder.insert_element(found[j], number, I32(i))
-        return _tile(context, builder, result, found)
-
-    return result(p, types.int64, types.int64, types.int64), codegen
 
 
 def _tile(context: Any, builder: Any, kind: Any, vectors: list[Any]) -> Any:

@@ -1,0 +1,473 @@
+"""Winograd's convolution F(4x4, 3x3) on CPUs: 3x3 filters, stride 1, in float32; either format.
+
+    image (N, C, H, W)      a band: rows of tiles,         V: 36 values a tile and channel
+      +---+---+---+         16 channels a vector             [panel][block][xi][tile][channel]
+      |   |   |   |  fetch  +-------------------+  B' x B
+      +---+---+---+ ------> | h x w x 16, with  | ------->     M = V U for each of 36 xi,
+      |   |   |   |         | its padding       |            a sum over the channels
+      +---+---+---+         +-------------------+
+    filters (K, C, 3, 3)   ------------------------------>     U: [panel][block][xi][c][k]
+                                   G w G'
+    y <- emit (bias, add, relu) <- rows of pixels, 16 k a vector <- A' M A <- M
+
+Vectors are channels (16 with AVX-512: a *block*), so that transforms are plain arithmetic, and an
+image with channels in planes is turned over when it is fetched and emitted. The products are loops
+of `outer` over registers of `ROWS` tiles (a panel of V) times `vectors` vectors of output channels
+(a panel of U).
+
+A *task* is some rows of tiles and some panels of U. There are two ways:
+
+- The filters fit the second cache: one launch transforms all of them (a task: a panel and a block);
+  a task of the second has its rows of tiles for itself, from the image to y.
+- They do not: one launch transforms the whole image (a task: some rows of tiles and a block); a
+  task of the second transforms the filters of its panels, `chunk` blocks at a time, and uses them at
+  once for all of its tiles. This costs a few transforms more, and saves writing and reading 36/9 of
+  the weight, which in deep layers is most of the traffic.
+
+Sums over the channels are made of partial sums of `CHUNK` channels: as exact as blocked plain sums.
+The gradient by input is the same of gy, with rotated filters, c and k exchanged, padding 2 - pad.
+Results have the same bits for every number of threads. An infinity or NaN in the input makes NaN of
+the tiles that see it. (Lavin and Gray, arXiv 1509.09308.)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from gpuconv.kernels.cpu.compiler import F32, I64, Kernel, current
+from gpuconv.kernels.cpu.plan import Packed
+
+FILTERS, INPUTS, OUTPUTS = range(3)  # what a launch computes
+CHUNK = 64  # channels a partial sum
+LEAST = 8  # channels summed over; with fewer, the transforms' errors are more than plain sums'
+SECOND_CACHE = 1 << 20  # bytes of it that the filters may take
+BAND = 1 << 16  # bytes of an image that are transformed at a time
+MOST_TILES = 112  # a task
+
+
+def _winograd(rows: int, vectors: int) -> Callable[..., None]:
+    from numba import njit
+
+    from gpuconv.kernels.cpu.square import square, transposed
+    from gpuconv.kernels.cpu.vector import (
+        add_row, add_tile_part, address, lanes, load, load_part, maximum, outer, relu_tile, splat,
+        store, store_part, store_tile, store_tile_part, tile,
+    )  # fmt: skip
+    from gpuconv.kernels.cpu.winograd_transform import (
+        add_blocks, filter_tile, input_tile, inverse_tile, planes, planes_part, store_blocks,
+    )  # fmt: skip
+
+    count = lanes("float32")
+    wide = vectors * count
+    v_block = 36 * rows * count  # numbers of V in a panel and block; M's blocks are alike
+    u_block = 36 * count * wide
+    device = njit(error_model="numpy")
+
+    def product(tiles: int) -> Any:
+        @device
+        def sums(m: Any, v: Any, u: Any, channels: Any, more: Any) -> None:
+            """One tile of registers of M for one xi, or more added to it."""
+            acc = tile(m, tiles, vectors)
+            while channels >= count:
+                for c in range(count):
+                    acc = outer(acc, v + c, count, u + c * wide)
+                v, u, channels = v + v_block, u + u_block, channels - count
+            for c in range(channels):
+                acc = outer(acc, v + c, count, u + c * wide)
+            if more:
+                acc = add_blocks(acc, m, v_block)
+            store_blocks(m, v_block, acc)
+
+        return sums
+
+    steps = [rows, *(r for r in (10, 7, 4, 2) if r < rows)]
+    steps += [2] * (5 - len(steps))
+    all_rows, second, third, fourth, fifth = (product(r) for r in steps)
+    r2, r3, r4, r5 = steps[1:]
+
+    @device
+    def zeros(p: Any, vectors: Any) -> None:
+        for i in range(vectors):
+            store(p + i * count, splat(p, 0))
+
+    @device
+    def turn(to: Any, p: Any, step: Any, length: Any, channels: Any) -> None:
+        """`length` numbers of each of `channels` planes, as `length` vectors."""
+        whole = channels >= count
+        i = 0
+        while i < length:
+            if length < 4:
+                store(to, splat(p, 0))
+                for c in range(min(channels, count)):
+                    to[c] = p[c * step + i]
+                to, i = to + count, i + 1
+            else:
+                at = min(i, length - 4)
+                if whole:
+                    store_tile(to + at * count, count, planes(p + at, step))
+                else:
+                    store_tile(to + at * count, count, planes_part(p + at, step, channels))
+                i += 4
+
+    @device
+    def filters(
+        u: Any, w: Any, spare: Any, panel: Any, block: Any, k: Any, c: Any,
+        k_step: Any, c_step: Any, flip: Any,
+    ) -> None:  # fmt: skip
+        """The filters of a block of channels and a panel of output channels, transformed."""
+        c0 = block * count
+        inner = min(c - c0, count)
+        for vector in range(vectors):
+            k0 = panel * wide + vector * count
+            outputs = k - k0
+            to = u + vector * count
+            if outputs <= 0:
+                for xi in range(36):
+                    for i in range(inner):
+                        store(to + (xi * count + i) * wide, splat(u, 0))
+            else:
+                at = w + (k0 * k_step + c0 * c_step)
+                if c_step == 9:
+                    turn(spare, at, k_step, inner * 9, outputs)
+                else:
+                    for i in range(inner):
+                        turn(spare + i * 9 * count, at + i * c_step, k_step, 9, outputs)
+                for i in range(inner):
+                    taps, step = spare + i * 9 * count, count
+                    if flip:
+                        taps, step = taps + 8 * count, -count
+                    filter_tile(taps, 3 * step, step, to + i * wide, count * wide)
+
+    @device
+    def fetch(
+        band: Any, x: Any, image: Any, top: Any, lines: Any, left: Any, across: Any, block: Any,
+        c: Any, h: Any, w: Any, last: Any,
+    ) -> None:  # fmt: skip
+        """Rows top .. top + lines of an image, columns -left .. across - left; zeros outside."""
+        c0 = block * count
+        channels = c - c0
+        begin = max(left, 0)
+        end = max(min(across, w + left), begin)
+        for line in range(lines):
+            row = top + line
+            to = band + line * across * count
+            if row < 0 or row >= h or begin == end:
+                zeros(to, across)
+            else:
+                zeros(to, begin)
+                zeros(to + end * count, across - end)
+                to = to + begin * count
+                if last:
+                    at = x + (((image * h + row) * w + begin - left) * c + c0)
+                    if channels >= count:
+                        for j in range(end - begin):
+                            store(to + j * count, load(at + j * c))
+                    else:
+                        for j in range(end - begin):
+                            store(to + j * count, load_part(at + j * c, channels))
+                else:
+                    at = x + (((image * c + c0) * h + row) * w + begin - left)
+                    turn(to, at, h * w, end - begin, channels)
+
+    @device
+    def inputs(
+        v: Any, band: Any, x: Any, first: Any, end: Any, block: Any, blocks: Any, most: Any,
+        across: Any, down: Any, top: Any, left: Any, c: Any, h: Any, w: Any, last: Any,
+    ) -> None:  # fmt: skip
+        """Rows of tiles first .. end, transformed, from the beginning of V on; one block."""
+        v, slot = v + block * v_block, 0
+        image, y = first // down, first % down
+        left_over = end - first
+        wide_band = 4 * across + 2
+        while left_over > 0:
+            some = min(min(most, down - y), left_over)
+            fetch(
+                band, x, image, 4 * y - top, 4 * some + 2, left, wide_band, block, c, h, w, last
+            )
+            for i in range(some):
+                at = band + 4 * i * wide_band * count
+                for _ in range(across):
+                    input_tile(at, wide_band * count, count, v + slot * count, rows * count)
+                    at, slot = at + 4 * count, slot + 1
+                    if slot == rows:
+                        v, slot = v + blocks * v_block, 0
+            left_over, y = left_over - some, y + some
+            if y == down:
+                image, y = image + 1, 0
+
+    @device
+    def products(
+        m: Any, v: Any, u: Any, tiles: Any, m_blocks: Any, v_blocks: Any, u_blocks: Any,
+        panels: Any, channels: Any, more: Any,
+    ) -> None:  # fmt: skip
+        """M, of `panels` panels of U, for all xi; the sum over `channels`, at v and u."""
+        for xi in range(36):
+            for panel in range(panels):
+                m_at = m + (panel * vectors * v_block + xi * rows * count)
+                v_at = v + xi * rows * count
+                u_at = u + (panel * u_blocks * u_block + xi * count * wide)
+                left = tiles
+                while left > 0:
+                    if left > r2:
+                        all_rows(m_at, v_at, u_at, channels, more)
+                    elif left > r3:
+                        second(m_at, v_at, u_at, channels, more)
+                    elif left > r4:
+                        third(m_at, v_at, u_at, channels, more)
+                    elif left > r5:
+                        fourth(m_at, v_at, u_at, channels, more)
+                    else:
+                        fifth(m_at, v_at, u_at, channels, more)
+                    m_at, v_at = m_at + m_blocks * v_block, v_at + v_blocks * v_block
+                    left -= rows
+
+    @device
+    def emit(
+        y: Any, pixels: Any, add: Any, bias: Any, place: Any, step: Any, total: Any, outputs: Any,
+        last: Any, relu: Any,
+    ) -> None:  # fmt: skip
+        """`total` pixels, vectors of output channels, to y + place; what is fused with it."""
+        zero = splat(y, 0)
+        if last:
+            extra = load(bias)
+            for i in range(total):
+                at = place + i * step
+                value = load(pixels + i * count) + extra
+                if address(add) != 0:
+                    value = value + load_part(add + at, outputs)
+                if relu:
+                    value = maximum(value, zero)
+                if outputs >= count:
+                    store(y + at, value)
+                else:
+                    store_part(y + at, value, outputs)
+            return
+        for i in range(0, total, count):
+            at = place + i
+            left = total - i
+            sums = transposed(add_row(square(pixels + i * count, count, count), bias))
+            if address(add) != 0:
+                sums = add_tile_part(sums, add + at, step, outputs, left)
+            if relu:
+                sums = relu_tile(sums)
+            if left >= count and outputs >= count:
+                store_tile(y + at, step, sums)
+            else:
+                store_tile_part(y + at, step, sums, outputs, left)
+
+    @device
+    def outputs(
+        y: Any, m: Any, pixels: Any, b: Any, add: Any, first: Any, end: Any, k0: Any, most: Any,
+        m_blocks: Any, across: Any, down: Any, k: Any, p: Any, q: Any, last: Any, relu: Any,
+        spare: Any,
+    ) -> None:  # fmt: skip
+        """Rows of tiles first .. end of a block of output channels, from its M to y."""
+        store(spare, splat(y, 0))
+        if address(b) != 0:
+            store(spare, load_part(b + k0, k - k0))
+        image, line = first // down, first % down
+        left, slot = end - first, 0
+        while left > 0:
+            some = min(min(most, down - line), left)
+            for i in range(some):
+                # From right to left: what a tile has beyond the right edge lies where the next row
+                # begins, and is overwritten.
+                slot += across
+                back = slot
+                for tile_x in range(across - 1, -1, -1):
+                    back -= 1
+                    at = m + (back // rows * m_blocks * v_block + back % rows * count)
+                    to = pixels + (4 * i * q + 4 * tile_x) * count
+                    inverse_tile(at, rows * count, to, q * count)
+            total = (min(4 * (line + some), p) - 4 * line) * q
+            if last:
+                place = (image * p + 4 * line) * q * k + k0
+                emit(y, pixels, add, spare, place, k, total, k - k0, last, relu)
+            else:
+                place = ((image * k + k0) * p + 4 * line) * q
+                emit(y, pixels, add, spare, place, p * q, total, k - k0, last, relu)
+            left, line = left - some, line + some
+            if line == down:
+                image, line = image + 1, 0
+
+    def winograd(
+        task: I64, thread: I64, x: F32, w: F32, b: F32, add: F32, y: F32, u: F32, v: F32,
+        scratch: F32, what: I64, c: I64, h: I64, w_in: I64, k: I64, p: I64, q: I64, top: I64,
+        left: I64, last: I64, relu: I64, k_step: I64, c_step: I64, flip: I64, across: I64,
+        down: I64, lines: I64, each: I64, some: I64, panels: I64, group: I64, chunk: I64,
+        fused: I64, m_at: I64, u_at: I64, band_at: I64, spare_at: I64, size: I64,
+    ) -> None:  # fmt: skip
+        """What a task is depends on `what`.
+
+        `lines` rows of tiles in all, `each` a task, `some` at most in a band; `panels` of U a task,
+        `group` of them at a time. A thread's scratch, `size` numbers, begins with its own V;
+        other parts are at `m_at` and so on.
+        """
+        own = scratch + thread * size
+        band, spare = own + band_at, own + spare_at
+        blocks = (c + count - 1) // count
+        all_panels = (k + wide - 1) // wide
+        if what == 0:
+            panel, block = task // blocks, task % blocks
+            to = u + task * u_block
+            filters(to, w, spare, panel, block, k, c, k_step, c_step, flip)
+            return
+        tasks_across = blocks
+        if what == 2:
+            tasks_across = (all_panels + panels - 1) // panels
+        part, other = task // tasks_across, task % tasks_across
+        first = part * each
+        end = min(first + each, lines)
+        tile_panels = (each * across + rows - 1) // rows
+        v_at = v + part * tile_panels * blocks * v_block
+        if what == 1:
+            inputs(
+                v_at, band, x, first, end, other, blocks, some, across, down, top, left, c, h,
+                w_in, last,
+            )  # fmt: skip
+            return
+        if not fused:
+            v_at = own
+            for block in range(blocks):
+                inputs(
+                    own, band, x, first, end, block, blocks, some, across, down, top, left, c, h,
+                    w_in, last,
+                )  # fmt: skip
+        m, tiles = own + m_at, (end - first) * across
+        panel, stop = other * panels, min((other + 1) * panels, all_panels)
+        while panel < stop:
+            now = min(group, stop - panel)
+            block = 0
+            while block < blocks:
+                part_blocks = min(chunk, blocks - block)
+                u_here, u_blocks = u + (panel * blocks + block) * u_block, blocks
+                if fused:
+                    u_here, u_blocks = own + u_at, part_blocks
+                    for i in range(now):
+                        for j in range(part_blocks):
+                            filters(
+                                u_here + (i * part_blocks + j) * u_block, w, spare, panel + i,
+                                block + j, k, c, k_step, c_step, flip,
+                            )  # fmt: skip
+                channels = min(part_blocks * count, c - block * count)
+                products(
+                    m, v_at + block * v_block, u_here, tiles, group * vectors, blocks, u_blocks,
+                    now, channels, block > 0,
+                )  # fmt: skip
+                block += part_blocks
+            for i in range(now * vectors):
+                k0 = panel * wide + i * count
+                if k0 < k:
+                    outputs(
+                        y, m + i * v_block, band, b, add, first, end, k0, some, group * vectors,
+                        across, down, k, p, q, last, relu, spare,
+                    )  # fmt: skip
+            panel += now
+
+    return winograd
+
+
+def supports(spec: Any, dtype: str, which: str) -> bool:
+    """Whether the plan maker of this name takes the problem."""
+    return (
+        dtype == "float32"
+        and which in ("forward", "grad_input")
+        and spec.kernel == (3, 3)
+        and spec.stride == spec.dilation == (1, 1)
+        and spec.groups == 1
+        and spec.w_shape[which == "forward"] >= LEAST
+    )
+
+
+def forward(
+    device: Any, spec: Any, dtype: str, last: bool, bias: bool, add: bool, relu: bool
+) -> Any:
+    """run(x, w, b, add, y): y = relu(conv + b + add)."""
+    (top, _), (left, _) = spec.padding
+    c = spec.w_shape[1]
+    return _plan(device, spec.x_shape, spec.y_shape, (top, left), last, relu, (9 * c, 9, 0))
+
+
+def grad_input(device: Any, spec: Any, dtype: str, last: bool) -> Any:
+    """run(gy, w, gx)."""
+    (top, _), (left, _) = spec.padding
+    steps = 9, 9 * spec.w_shape[1], 1
+    run = _plan(device, spec.y_shape, spec.x_shape, (2 - top, 2 - left), last, False, steps)
+    return lambda gy, w, gx: run(gy, w, None, None, gx)
+
+
+def _plan(
+    device: Any, x_shape: Any, y_shape: Any, pads: Any, last: bool, relu: bool, steps: Any
+) -> Any:
+    """run(x, w, b, add, y) for a correlation of x with 3x3 filters.
+
+    `steps` are the weight's over output channels and over channels, and whether to rotate it.
+    """
+    isa = current()
+    count = isa.vector // 4
+    (n, c, h, w), (_, k, p, q) = x_shape, y_shape
+    vectors = 1 if k <= count else 2
+    rows = 14 if isa.registers >= 32 else 6
+    wide = vectors * count
+    kernel = Kernel("winograd", _winograd, (("rows", rows), ("vectors", vectors)))
+    blocks, panels = -(-c // count), -(-k // wide)
+    down, across = -(-p // 4), -(-q // 4)
+    lines = n * down
+    fused = 36 * 4 * blocks * count * panels * wide > SECOND_CACHE
+    each, part, group = _cut(lines, across, panels, rows, fused)
+    band_line = 4 * (4 * across + 2) * count * 4
+    some = max(1, min(each, BAND // band_line))
+    tile_panels = -(-each * across // rows)
+    chunk = CHUNK // count
+    v_block, u_block = 36 * rows * count, 36 * count * wide
+    v_size = tile_panels * blocks * v_block
+    m_at = 0 if fused else v_size
+    u_at = m_at + tile_panels * group * vectors * v_block
+    band_at = u_at + (group * chunk * u_block if fused else 0)
+    spare_at = band_at + ((4 * some + 2) * (4 * across + 2) + count) * count
+    size = spare_at + 9 * count * count
+    numbers = {
+        "c": c, "h": h, "w_in": w, "k": k, "p": p, "q": q, "top": pads[0], "left": pads[1],
+        "last": int(last), "relu": int(relu), "k_step": steps[0], "c_step": steps[1],
+        "flip": steps[2], "across": across, "down": down, "lines": lines, "each": each,
+        "some": some, "panels": part, "group": group, "chunk": chunk, "fused": int(fused),
+        "m_at": m_at, "u_at": u_at, "band_at": band_at, "spare_at": spare_at, "size": size,
+    }  # fmt: skip
+
+    def launch(what: int, tasks: int) -> Any:
+        return device.prepare(kernel, tasks, scratch=4 * size, what=what, **numbers)
+
+    parts = -(-lines // each)
+    multiply = launch(OUTPUTS, parts * -(-panels // part))
+    if fused:
+        transform = launch(INPUTS, parts * blocks)
+
+        def run(x: Any, w: Any, b: Any, add: Any, y: Any) -> None:
+            v = device.empty((parts * v_size,), "float32")
+            transform(x, w, None, None, y, None, v)
+            multiply(x, w, b, add, y, None, v)
+
+        return run
+    pack = launch(FILTERS, panels * blocks)
+
+    def packed(w: Any) -> Any:
+        u = device.empty((panels * blocks * u_block,), "float32")
+        pack(None, w, None, None, None, u, None)
+        return u
+
+    def compute(x: Any, u: Any, b: Any, add: Any, y: Any) -> None:
+        multiply(x, None, b, add, y, u, None)
+
+    return Packed(packed, compute)
+
+
+def _cut(lines: int, across: int, panels: int, rows: int, fused: bool) -> tuple[int, int, int]:
+    """(rows of tiles a task, panels of U a task, of these at a time), from the shapes alone."""
+    most = max(1, MOST_TILES // across)
+    if not fused:
+        each = max(1, min(most, -(-lines // 14)))
+        return each, panels, 1
+    each = min(most, lines)
+    parts = -(-lines // each)
+    each = -(-lines // parts)
+    part = 1 if parts * panels < 8 else 2
+    return each, part, part

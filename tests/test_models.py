@@ -12,13 +12,57 @@ from gpuconv.nn.summary import summary
 
 
 def test_names_and_create() -> None:
-    assert models.NAMES == ("lenet5", "simple_cnn")
+    residual = ("resnet20", "resnet18", "resnet34", "resnet50")
+    assert ("lenet5", "simple_cnn", *residual) == models.NAMES
     for name in models.NAMES:
         model = models.create(name, num_classes=7, in_channels=3)
         assert isinstance(model, nn.Module)
         assert model(np.zeros((2, 3, 28, 28), np.float32)).shape == (2, 7)
     with pytest.raises(ArgumentError, match="model 'resnet' is unknown; use one of lenet5, simple"):
         models.create("resnet")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("resnet20", 272_474),
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("resnet50", 25_557_032),
+    ],
+)
+def test_resnets_have_torchvisions_names_and_as_many_parameters(name: str, parameters: int) -> None:
+    """The counts of ResNet-18, 34 and 50 are those that torchvision's documentation states."""
+    model = models.create(name)
+    assert sum(p.size for p in model.parameters()) == parameters
+    names = {n for n, _ in model.named_state()}
+    expected = {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer2.0.bn2.bias"}
+    expected |= {"layer2.0.downsample.0.weight", "layer2.0.downsample.1.num_batches_tracked"}
+    expected |= {"fc.weight", "fc.bias"}
+    assert expected <= names
+    assert ("layer4.2.conv3.weight" in names) == (name == "resnet50")
+    with gc.no_grad():
+        scores = model.eval()(np.ones((1, 3, 33, 47), np.float32))
+    assert scores.shape == (1, 10 if name == "resnet20" else 1000)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50"])
+def test_resnets_agree_with_torch(name: str, rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch", reason="torch is the oracle of this test")
+    from bench.problems import torch_net
+
+    model = models.create(name, num_classes=5).double()
+    peer = torch_net(model).double()
+    peer.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in model.state_dict().items()})
+    x, labels = rng.standard_normal((3, 3, 33, 40)), np.array([1, 0, 4])
+    loss = ops.cross_entropy(model(gc.tensor(x)), gc.tensor(labels))
+    loss_peer = torch.nn.functional.cross_entropy(peer(torch.tensor(x)), torch.tensor(labels))
+    loss.backward()
+    loss_peer.backward()
+    assert loss.item() == pytest.approx(loss_peer.item(), rel=1e-9)
+    for (n, p), q in zip(model.named_parameters(), peer.parameters(), strict=True):
+        scale = float(q.grad.abs().max())
+        assert np.abs(p.grad.numpy() - q.grad.numpy()).max() <= 1e-9 * scale + 1e-15, n
 
 
 def test_lenet5_has_the_parameters_of_the_paper_as_it_is_built_today() -> None:

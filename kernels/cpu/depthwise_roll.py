@@ -146,26 +146,57 @@ def row_products(
     return sums(sums, weights, p, types.int64, types.int64, part), codegen
 
 
+def _kept(builder: Any, x: Any, conditions: list[Any]) -> Any:
+    """x where all of the conditions hold, else zeros."""
+    for condition in conditions:
+        x = builder.select(condition, x, ir.Constant(x.type, None))
+    return x
+
+
+def _within(builder: Any, i: int, first: Any, end: Any) -> Any:
+    return builder.and_(
+        builder.icmp_signed("<=", first, I64(i)), builder.icmp_signed(">", end, I64(i))
+    )
+
+
 @intrinsic(prefer_literal=True)
 def row_weights(
-    typingctx: Any, sums: Any, gy: Any, p: Any, first: Any, end: Any, part: Any
+    typingctx: Any,
+    sums: Any,
+    gy: Any,
+    p: Any,
+    bounds: Any,
+    reach: Any,
+    part: Any,
+    guard: Any,
 ) -> Any:
-    """sums[r, s] + gy[r] * (the vector at p + s): the gradient by weight of an input row of NCHW."""
+    """sums[r, s] + gy[r] * (the vector at p + s): the gradient by weight of an input row of NCHW.
+
+    With the constant `part`, only lanes that lie between bounds[0] and bounds[1] of p, and are of
+    the first bounds[2], are read. With the constant `guard` only rows r of gy between reach[0] and
+    reach[1] count: the others are zeros, but zero times infinity would be NaN.
+    """
     taps = sums.rows // gy.rows
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        new, factors, p_at, low, high, _ = arguments
-        load = _loader(builder, sums, bool(part.literal_value), low, high)
+        new, factors, p_at, edges, span, _, _ = arguments
+        low, high, count = cgutils.unpack_tuple(builder, edges)
+        first, end = cgutils.unpack_tuple(builder, span)
         for s in range(taps):
-            x = load(p_at, s)
+            far = builder.add(count, I64(s))
+            far = builder.select(builder.icmp_signed("<", far, high), far, high)
+            x = _loader(builder, sums, bool(part.literal_value), low, far)(p_at, s)
             for r in range(gy.rows):
                 slot = r * taps + s
-                g = builder.extract_value(factors, r)
-                value = _fma(builder, sums, g, x, builder.extract_value(new, slot))
+                known = [_within(builder, r, first, end)] if guard.literal_value else []
+                value = _fma(
+                    builder, sums, builder.extract_value(factors, r), _kept(builder, x, known),
+                    builder.extract_value(new, slot),
+                )  # fmt: skip
                 new = builder.insert_value(new, value, slot)
         return new
 
-    return sums(sums, gy, p, types.int64, types.int64, part), codegen
+    return sums(sums, gy, p, bounds, reach, part, guard), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -238,14 +269,28 @@ def column_products(
 
 @intrinsic(prefer_literal=True)
 def column_weights(
-    typingctx: Any, sums: Any, gy: Any, rows: Any, masks: Any, at: Any, lanes: Any, part: Any
+    typingctx: Any,
+    sums: Any,
+    gy: Any,
+    rows: Any,
+    masks: Any,
+    at: Any,
+    lanes: Any,
+    reach: Any,
+    part: Any,
+    guard: Any,
 ) -> Any:
-    """sums[r, s] + gy[s, b] * (row b + r at distance `at`), over all b: gradient by weight."""
+    """sums[r, s] + gy[s, b] * (row b + r at distance `at`), over all b: gradient by weight.
+
+    With the constant `guard` only columns s of gy between reach[0] and reach[1] and the first
+    reach[2] rows b count.
+    """
     taps = gy.rows
     high = sums.rows // taps
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        new, factors, rows_at, masks_at, distance, most, _ = arguments
+        new, factors, rows_at, masks_at, distance, most, span, _, _ = arguments
+        first, end, valid = cgutils.unpack_tuple(builder, span)
         load = _loader(builder, sums, bool(part.literal_value), I64(0), most)
         column = _column(builder, rows_at, masks_at, distance, load)
         for j in range(len(rows)):
@@ -256,11 +301,18 @@ def column_weights(
                 for s in range(taps):
                     slot = (j - b) * taps + s
                     g = builder.extract_value(factors, s * gy.vectors + b)
-                    value = _fma(builder, sums, g, x, builder.extract_value(new, slot))
+                    known = []
+                    if guard.literal_value:
+                        known = [
+                            _within(builder, s, first, end),
+                            builder.icmp_signed(">", valid, I64(b)),
+                        ]
+                    here = _kept(builder, x, known)
+                    value = _fma(builder, sums, g, here, builder.extract_value(new, slot))
                     new = builder.insert_value(new, value, slot)
         return new
 
-    return sums(sums, gy, rows, masks, types.int64, types.int64, part), codegen
+    return sums(sums, gy, rows, masks, types.int64, types.int64, reach, part, guard), codegen
 
 
 @intrinsic

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.kernels.cpu.compiler import I64, I64P, Data, Kernel, current
+from gpuconv.kernels.cpu.compiler import I32P, I64, I64P, Data, Kernel, current
 
 SUMS = 3 << 18  # bytes of a task's sums
 PIXELS = 384  # of a unit, about
@@ -42,7 +42,7 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
         rows_at, square, square_part, square_rows, transposed,
     )  # fmt: skip
     from gpuconv.kernels.cpu.vector import (
-        add_tile, lanes, load, load_part, outer_rows, splat, store, store_part, store_tile,
+        add_tile, address, lanes, load, load_part, outer_rows, pointer, splat, store, store_part, store_tile,
         store_tile_part, tile,
     )  # fmt: skip
 
@@ -53,23 +53,12 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
         columns = vectors * n
 
         @njit(inline="always")
-        def sweep(
-            x, g, pitch, sums_at, table, add, images, top, height, left, width,
-            image_x, step_y, step_x,
-        ):  # fmt: skip
-            """Pass a tile over a unit of `images` times height x width pixels at (top, left)."""
-            pointers = rows_at(x, table, rows)
-            p0, p1 = max(table[rows] - top, 0), min(table[rows + 1] - top, height)
-            q0, q1 = max(table[rows + 2] - left, 0), min(table[rows + 3] - left, width)
+        def sweep(x, starts, g, pitch, pixels, count, sums_at, add):
+            """Pass a tile, whose rows start at x + starts[row], over a list of pixels."""
+            pointers = rows_at(x, starts, rows)
             sums = tile(x, rows, vectors)
-            for i in range(images):
-                for p in range(p0, p1):
-                    at = i * image_x + p * step_y + q0 * step_x
-                    b = g + ((i * height + p) * width + q0) * pitch
-                    for _ in range(q1 - q0):
-                        sums = outer_rows(sums, pointers, at, b)
-                        at += step_x
-                        b = b + pitch
+            for i in range(count):
+                sums = outer_rows(sums, pointers, pixels[2 * i], g + pixels[2 * i + 1] * pitch)
             if add != 0:
                 sums = add_tile(sums, sums_at, columns)
             store_tile(sums_at, columns, sums)
@@ -111,12 +100,13 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
             store_tile(to + done * kw, kw, transposed(rest))
 
     def weight(
-        task: I64, thread: I64, x: Data, gy: Data, part: Data, table: I64P, order: I64P,
+        task: I64, thread: I64, x: Data, gy: Data, part: Data, table: I64P, order: I32P,
         scratch: Data, batch: I64, channels: I64, h: I64, w: I64, outputs: I64, p_all: I64,
         q_all: I64, groups: I64, taps: I64, last: I64, stride_h: I64, stride_w: I64, top: I64,
         left: I64, reach_h: I64, reach_w: I64, images: I64, band: I64, span: I64, chunks: I64,
         k_cut: I64, j_cut: I64, k_each: I64, j_each: I64, tiles_each: I64, tiles_all: I64,
-        packed: I64, copied: I64, at_x: I64, at_sums: I64, own: I64,
+        packed: I64, copied: I64, at_x: I64, at_sums: I64, at_lists: I64,
+        lists: I64, p_inner: I64, p_outer: I64, own: I64,
     ) -> None:  # fmt: skip
         j_part = task % j_cut
         rest = task // j_cut
@@ -137,6 +127,9 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
         panels = scratch + thread * own
         x_copy = panels + at_x
         sums_at = panels + at_sums
+        lengths = pointer(order, address(panels + at_lists))
+        pixels_at = lengths + lists
+        listed = -2
 
         bands, spans = (p_all + band - 1) // band, (q_all + span - 1) // span
         units = (batch + images - 1) // images * bands * spans
@@ -213,6 +206,27 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
                 origin = x_copy
                 step_x, step_y, image_x = stride_w * each, stride_h * full, planes * full_lines * full
 
+            # the pixels that each tap sees, if they are others than in the last unit
+            place = -1
+            if p0 < p_inner or p0 + height > p_outer or spans > 1:
+                place = unit % (bands * spans)
+            if place != listed or count != images or height != band or unit == first:
+                for l in range(lists):
+                    here = table + l * entry
+                    q1, q2 = max(here[rows + 2] - q0, 0), min(here[rows + 3] - q0, width)
+                    m = 0
+                    to = pixels_at + l * 2 * images * band * span
+                    for i in range(count):
+                        for p in range(max(here[rows] - p0, 0), min(here[rows + 1] - p0, height)):
+                            pixel = (i * height + p) * width
+                            at = i * image_x + p * step_y
+                            for q in range(q1, q2):
+                                to[m] = at + q * step_x
+                                to[m + 1] = pixel + q
+                                m += 2
+                    lengths[l] = m // 2
+                listed = place
+
             v = v_first
             while v < v_end:
                 size = block(v_end - v)
@@ -221,17 +235,13 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
                     g = panels + (v - v_first) * n * count * pixels
                 into = sums_at + (v - v_first) * n * sum_rows
                 for t in range(tile_first, tile_end):
-                    here = table + t * entry
+                    l = t % lists
+                    pixels_l = pixels_at + l * 2 * images * band * span
+                    starts, add = table + t * entry, unit - first
                     if size == wide:
-                        sweep_wide(
-                            origin, g, pitch, into, here, unit - first, count, p0, height, q0,
-                            width, image_x, step_y, step_x,
-                        )  # fmt: skip
+                        sweep_wide(origin, starts, g, pitch, pixels_l, lengths[l], into, add)
                     else:
-                        sweep_narrow(
-                            origin, g, pitch, into, here, unit - first, count, p0, height, q0,
-                            width, image_x, step_y, step_x,
-                        )  # fmt: skip
+                        sweep_narrow(origin, starts, g, pitch, pixels_l, lengths[l], into, add)
                     into = into + rows * n * size
                 v += size
 
@@ -317,8 +327,11 @@ def grad_weight(device: Any, spec: Any, dtype: str, last: bool) -> Callable[...,
     if copied:
         lines, line = (band - 1) * spec.stride[0] + reach_h, (span - 1) * spec.stride[1] + reach_w
         x_copy = -(-images * channels * lines * line // 16) * 16
-    own = panels + x_copy + columns_each * column * rows * k_pad * n
+    at_lists = panels + x_copy + columns_each * column * rows * k_pad * n
+    lists = 1 if mixed else taps
+    own = at_lists + lists * (2 * images * band * span + 1)  # 4 bytes each, or more
     own = -(-own // 16) * 16
+    p_inner, p_outer = int(table[:, rows].max()), int(table[:, rows + 1].min())
 
     key = (("dtype", dtype), ("rows", rows), ("wide", wide), ("narrow", narrow))
     compute = device.prepare(
@@ -329,7 +342,8 @@ def grad_weight(device: Any, spec: Any, dtype: str, last: bool) -> Callable[...,
         left=spec.padding[1][0], reach_h=reach_h, reach_w=reach_w, images=images, band=band,
         span=span, chunks=chunks, k_cut=k_cut, j_cut=j_cut, k_each=k_each,
         j_each=columns_each * column_j, tiles_each=columns_each * column, tiles_all=tiles,
-        packed=int(packed), copied=int(copied), at_x=panels, at_sums=panels + x_copy, own=own,
+        packed=int(packed), copied=int(copied), at_x=panels, at_sums=panels + x_copy,
+        at_lists=at_lists, lists=lists, p_inner=p_inner, p_outer=p_outer, own=own,
     )  # fmt: skip
     size = outputs * cg * taps
     if chunks == 1:
@@ -448,4 +462,4 @@ def _table(
             limits[:, 2 * axis + 1] = np.minimum(
                 spec.y_shape[2 + axis], (size - 1 - moved) // step + 1
             )
-    return np.ascontiguousarray(np.hstack([table, limits])), order.astype(np.int64)
+    return np.ascontiguousarray(np.hstack([table, limits])), order.astype(np.int32)

@@ -1,12 +1,12 @@
 """Winograd's convolution against the reference."""
 
-from typing import Any
 
 import pytest
 
 from gpuconv.kernels.cpu import winograd
 from gpuconv.shapes import ConvSpec
 from tests.cpu.conftest import check_conv
+
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("which", ["forward", "grad_input"])

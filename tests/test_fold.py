@@ -1,0 +1,87 @@
+"""Folding: the same scores as the network in evaluation, which stays as it is."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuconv as gc
+from gpuconv import models, nn
+from gpuconv.errors import ArgumentError
+
+
+def settled(model: nn.Module, seed: int = 0) -> nn.Module:
+    """In evaluation, with statistics, weights and biases of its normalisations all different."""
+    rng = np.random.default_rng(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for array, low in (
+                (module.running_mean, -0.5),
+                (module.running_var, 0.5),
+                (module.weight, 0.5),
+                (module.bias, -0.5),
+            ):
+                if array is not None:
+                    array.data[...] = rng.random(array.shape) + low
+    return model.eval()
+
+
+MODELS: dict[str, Any] = {
+    "resnet20": lambda: models.resnet20(in_channels=3),
+    "resnet18": lambda: models.resnet18(num_classes=7),
+    "resnet50": lambda: models.resnet50(num_classes=7),
+    "simple_cnn": lambda: models.simple_cnn(in_channels=3),
+    "plain": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding="same", padding_mode="reflect"),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, groups=4, bias=False),
+        nn.BatchNorm2d(8, affine=False),
+        nn.Conv2d(8, 6, (1, 3), dilation=2),
+        nn.BatchNorm2d(6),
+        nn.Sigmoid(),
+        nn.Sequential(nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Identity()),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.Dropout(0.5),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_folded_network_gives_the_same_scores(name: str, dtype: str) -> None:
+    model = settled(MODELS[name]())
+    if dtype == "float64":
+        model.double()
+    before = {key: value.copy() for key, value in model.state_dict().items()}
+    folded = nn.fold(model)
+    x = np.random.default_rng(1).standard_normal((2, 3, 40, 48)).astype(dtype)
+    with gc.no_grad():
+        expected, found = model(x).numpy(), folded(x).numpy()
+    scale = np.abs(expected).max()
+    assert np.abs(found - expected).max() <= (1e-12 if dtype == "float64" else 2e-5) * scale
+    for key, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, before[key])
+    kinds = [type(m).__name__ for m in folded.modules()]
+    assert "Conv2d" not in kinds
+    # One that uses the batch's own statistics cannot be folded, nor one after a max pooling.
+    assert kinds.count("BatchNorm2d") == {"plain": 1, "simple_cnn": 3}.get(name, 0)
+    assert "FusedConv2d" in repr(folded)
+
+
+def test_the_weights_are_constants() -> None:
+    model = settled(models.simple_cnn())
+    folded = nn.fold(model)
+    weights = [m.weight.data for m in folded.modules() if isinstance(m, nn.FusedConv2d)]
+    assert weights
+    for weight in weights:
+        with pytest.raises(ValueError, match="read-only"):
+            weight[...] = 0
+
+
+def test_mistakes() -> None:
+    with pytest.raises(ArgumentError, match=r"in training mode; call \.eval\(\) on it first"):
+        nn.fold(models.simple_cnn())
+    with pytest.raises(ArgumentError, match="FusedConv2d: Linear is no Conv2d"):
+        nn.FusedConv2d.of(nn.Linear(2, 2))
+    with pytest.raises(ArgumentError, match="only a BatchNorm2d with running statistics"):
+        nn.FusedConv2d.of(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2, track_running_stats=False))

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.cpu.activation import NAMES
-from gpuconv.kernels.cpu import pool_last
+from gpuconv.kernels.cpu import pool, pool_last, pool_plane
 from gpuconv.reference.conv import is_channels_last
 from gpuconv.reference.pool import Pool
 from gpuconv.shapes import PoolSpec
@@ -96,20 +96,25 @@ def _flat(spec: PoolSpec) -> PoolSpec:
     )
 
 
+def _kernels(spec: PoolSpec, last: bool) -> Any:
+    """The module whose plans take it."""
+    return pool_last if last else pool_plane if pool_plane.supports(spec) else pool
+
+
 # Plans: run(*arrays), made once for each problem.
 
 
 def _max_pool(device: Any, spec: PoolSpec, dtype: str, last: bool, taps: bool) -> Any:
-    return pool_last.max_pool(device, _flat(spec), dtype, taps)
+    return _kernels(spec, last).max_pool(device, _flat(spec), dtype, taps)
 
 
 def _max_pool_grad(device: Any, spec: PoolSpec, dtype: str, last: bool) -> Any:
-    return pool_last.max_pool_grad(device, _flat(spec), dtype)
+    return _kernels(spec, last).max_pool_grad(device, _flat(spec), dtype)
 
 
 def _avg_pool(device: Any, spec: PoolSpec, dtype: str, last: bool) -> Any:
-    return pool_last.avg_pool(device, _flat(spec), dtype)
+    return _kernels(spec, last).avg_pool(device, _flat(spec), dtype)
 
 
 def _avg_pool_grad(device: Any, spec: PoolSpec, dtype: str, last: bool) -> Any:
-    return pool_last.avg_pool_grad(device, _flat(spec), dtype)
+    return _kernels(spec, last).avg_pool_grad(device, _flat(spec), dtype)

@@ -73,6 +73,18 @@ def add_where(typingctx: Any, sums: Any, g: Any, tap: Any, number: Any) -> Any:
     return sums(sums, g, tap, types.int64), codegen
 
 
+@intrinsic
+def first_where(typingctx: Any, tap: Any, y: Any, first: Any) -> Any:
+    """The tap, but `first` where the maximum y is -inf: no value was greater."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        old, value, other = arguments
+        least = _splat(builder, ir.Constant(value.type.element, float("-inf")), y.count)
+        return builder.select(builder.fcmp_ordered("==", value, least), other, old)
+
+    return tap(tap, y, tap), codegen
+
+
 def _ints(kind: Any) -> Any:
     return Vector(types.int32, kind.count)
 
@@ -178,12 +190,11 @@ zip_high = _picked(lambda n: [n // 2 + i // 2 + n * (i % 2) for i in range(n)])
 
 
 @intrinsic
-def as_f32(typingctx: Any, p: Any) -> Any:
-    """A pointer to int32 as one to float32, to move the bits."""
-    result = types.CPointer(types.float32)
+def as_ints(typingctx: Any, p: Any) -> Any:
+    """A pointer to int32, at the same place."""
+    result = types.CPointer(types.int32)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(result))
 
     return result(p), codegen
-

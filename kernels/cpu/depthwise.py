@@ -28,16 +28,11 @@ from typing import Any
 import numpy as np
 
 from gpuconv.kernels.cpu import depthwise_last, depthwise_weight
-from gpuconv.kernels.cpu.compiler import I64, Data, Float, I64P, Kernel, current
+from gpuconv.kernels.cpu.compiler import I64, I64P, Data, Float, Kernel
+from gpuconv.kernels.cpu.depthwise_last import WORK, lanes
 
 ROLLING = ((3, 3), (5, 5))
 BAND = 1 << 14  # bytes of input rows that are walked at a time: they stay in the first cache
-WORK = 1 << 14  # products of vectors that are worth a task
-
-
-def lanes(dtype: str) -> int:
-    """How many numbers a vector of the processor holds."""
-    return current().vector // np.dtype(dtype).itemsize
 
 
 def rolls(spec: Any) -> bool:
@@ -196,6 +191,15 @@ def axis(
     return [[(r, far // stride) for r, far in row if far % stride == 0] for row in reach], 1
 
 
+def axes(spec: Any, turned: bool) -> tuple[Any, Any]:
+    """`axis` of both."""
+    rows, columns = (
+        axis(spec.kernel[a], spec.stride[a], spec.dilation[a], spec.padding[a][0], turned)
+        for a in (0, 1)
+    )
+    return rows, columns
+
+
 def _planes(dtype: str, vectors: int, add: bool) -> Callable[..., None]:
     from gpuconv.kernels.cpu.depthwise_roll import fill_tile
     from gpuconv.kernels.cpu.vector import lanes, outer, store_tile, tile
@@ -292,10 +296,7 @@ def _tiled(
     if turned:
         size, out, outputs, times, summed = out, size, channels, 1, times
     item, taps = np.dtype(dtype).itemsize, spec.kernel[0] * spec.kernel[1]
-    (rows, step_h), (columns, step_w) = (
-        axis(spec.kernel[a], spec.stride[a], spec.dilation[a], spec.padding[a][0], turned)
-        for a in (0, 1)
-    )
+    (rows, step_h), (columns, step_w) = axes(spec, turned)
     (top, bottom), (left, right) = (
         (min(offsets), max(offsets)) if offsets else (0, 0)
         for offsets in ([far for row in found for _, far in row] for found in (rows, columns))
@@ -346,7 +347,8 @@ def forward(
 ) -> Callable[..., None]:
     """run(x, w, b, add, y): y = relu(conv(x, w) + b + add)."""
     if last:
-        return depthwise_last.forward(device, spec, dtype, bias, add, relu)
+        lists = None if rolls(spec) else axes(spec, False)
+        return depthwise_last.forward(device, spec, dtype, lists, bias, add, relu)
     if not rolls(spec):
         return _tiled(device, spec, dtype, False, bias, add, relu)
     n, c, *size = spec.x_shape
@@ -360,7 +362,8 @@ def forward(
 def grad_input(device: Any, spec: Any, dtype: str, last: bool) -> Callable[..., None]:
     """run(gy, w, gx)."""
     if last:
-        return depthwise_last.grad_input(device, spec, dtype)
+        lists = None if rolls(spec) else axes(spec, True)
+        return depthwise_last.grad_input(device, spec, dtype, lists)
     n, c, *size = spec.x_shape
     if rolls(spec) and spec.w_shape[0] == c:
         start = tuple(k - 1 - lo for k, (lo, _) in zip(spec.kernel, spec.padding, strict=True))
@@ -374,4 +377,4 @@ def grad_input(device: Any, spec: Any, dtype: str, last: bool) -> Callable[..., 
 
 def grad_weight(device: Any, spec: Any, dtype: str, last: bool) -> Callable[..., None]:
     """run(gy, x, gw)."""
-    return depthwise_weight.grad_weight(device, spec, dtype, last)
+    return depthwise_weight.grad_weight(device, spec, dtype, last, rolls(spec), axes(spec, False))

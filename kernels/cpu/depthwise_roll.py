@@ -389,6 +389,48 @@ def write_rows(
     return types.void(*kinds), codegen
 
 
+@intrinsic
+def sums_of(typingctx: Any, p: Any, sums: Any) -> Any:
+    """p[i] = the sum of the lanes of row i of a tile of one vector a row.
+
+    Lane j plus lane j + lanes/2, and so on, of two rows at once: each addition leaves half as many
+    vectors, with half as many lanes for each row.
+    """
+    lanes = sums.count
+
+    def merged(builder: Any, a: Any, b: Any, size: int) -> Any:
+        """Groups of `size` lanes of a, then b, each group's halves added."""
+        half = size // 2
+        firsts = [g + i for g in range(0, 2 * lanes, size) for i in range(half)]
+        parts = [
+            builder.shuffle_vector(
+                a, b, ir.Constant(ir.VectorType(I32, lanes), [at + far for at in firsts])
+            )
+            for far in (0, half)
+        ]
+        return builder.fadd(*parts)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        p_at, tile = arguments
+        for start in range(0, sums.rows, lanes):
+            count = min(lanes, sums.rows - start)
+            left = [builder.extract_value(tile, start + i) for i in range(count)]
+            zero = ir.Constant(left[0].type, None)
+            size = lanes
+            while size > 1:
+                left += [zero] * (len(left) % 2)
+                pairs = zip(left[::2], left[1::2], strict=True)
+                left = [merged(builder, a, b, size) for a, b in pairs]
+                size //= 2
+                if len(left) == 1 and size > 1:
+                    left.append(zero)
+            at = builder.gep(p_at, [I64(start)])
+            vector._store_part(builder, left[0], at, I64(count), sums)
+        return context.get_dummy_value()
+
+    return types.void(p, sums), codegen
+
+
 @njit
 def fill_tile(
     tile: Any,

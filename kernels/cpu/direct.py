@@ -446,8 +446,8 @@ def _pixels(
         at = (at + j * (columns.stride // columns.step) * strides["t_w"]).reshape(-1)
         row, column = i * len(rows.taps) + a, j * len(columns.taps) + b
         slot = (((n * high + row) * wide + column) * cut.block).reshape(-1)
-        spare = -at.size % cut.tile[0]
-        at = np.concatenate([at, np.repeat(at[-1:], spare)])
+        spare = -at.size % cut.tile[0] if at.size else cut.tile[0]
+        at = np.concatenate([at, np.repeat(at[-1:] if at.size else 0, spare)])
         slot = np.concatenate([slot, np.repeat(several * high * wide * cut.block, spare)])
         records.append((table.append(at), table.append(slot), at.size))
     return table.append(records)

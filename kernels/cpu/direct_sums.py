@@ -101,18 +101,6 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                 zero_run(at + inside * t_w, (total - low - inside) * t_w, wide)
 
     @numba.njit(inline="always")
-    def add_products(image, partial, offsets, weights, pixels, slots, count, length, first):  # type: ignore[no-untyped-def]
-        """For each tile of pixels, its sums over `length` products; added to those before."""
-        for i in range(0, count, rows):
-            here, there = places(image, pixels + i, rows), places(partial, slots + i, rows)
-            total = tile(weights, rows, vectors)
-            for j in range(length):
-                total = outer_rows(total, here, offsets[j], weights + j * block)
-            if not first:
-                total = add_places(total, there)
-            store_places(there, total)
-
-    @numba.njit(inline="always")
     def write_planes(y, add, partial, bias, count, left, y_k, with_add, relu):  # type: ignore[no-untyped-def]
         """`count` pixels of NCHW: squares of [pixel][channel] are turned over."""
         for v in range(0, min(left, block), wide):
@@ -145,6 +133,13 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                 else:
                     store_part(y + at, value, left - v)
 
+    @numba.njit(inline="always")
+    def write(y, add, partial, bias, count, left, y_k, y_w, with_add, relu):  # type: ignore[no-untyped-def]
+        if y_w == 1:
+            write_planes(y, add, partial, bias, count, left, y_k, with_add, relu)
+        else:
+            write_pixels(y, add, partial, bias, count, left, y_w, with_add, relu)
+
     def kernel(
         task: I64, thread: I64,
         x: Data, w: Data, bias: Data, add: Data, y: Data, table: I64P, scratch: Data,
@@ -175,6 +170,16 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                 )  # fmt: skip
 
         for kb in range(record[7], record[8]):
+            channel = group * channels + kb * block
+            left = channels - kb * block
+            y_at = record[10] + channel * y_k
+            pixels_in_all = images * record[11] * record[12]
+            written, run, run_end, at = 0, 0, record[12], y_at
+            for v in range(0, block, wide):
+                values = splat(y, 0.0)
+                if with_bias:
+                    values = load_part(bias + (channel + v), left - v)
+                store(own_bias + v, values)
             for phase in range(phases):
                 about = table + (phase_at + phase * PHASE)
                 which = table + (record[9] + phase * PIXELS)
@@ -196,30 +201,38 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                         bring(
                             raw, base, order, w_lane, channels - kb * block, runs, w_depth, length
                         )
-                    add_products(
-                        own, partial, table + (about[3] + first * each), weights,
-                        pixels, slots, count, (last - first) * each, first == 0,
-                    )  # fmt: skip
+                    begun, final = first > 0, last == depth and phase == phases - 1
+                    offsets, length = table + (about[3] + first * each), (last - first) * each
+                    for i in range(0, count, rows):
+                        here, there = places(own, pixels + i, rows), places(partial, slots + i, rows)
+                        total = tile(weights, rows, vectors)
+                        for j in range(length):
+                            total = outer_rows(total, here, offsets[j], weights + j * block)
+                        if begun:
+                            total = add_places(total, there)
+                        store_places(there, total)
+                        if not final:
+                            continue
+                        ready_now = min(i + rows, pixels_in_all) if phases == 1 else 0
+                        if i + rows >= count:
+                            ready_now = pixels_in_all
+                        while written < ready_now:
+                            some = min(ready_now, run_end) - written
+                            if y_w == 1 and ready_now < run_end:
+                                some = some // wide * wide
+                            if some == 0:
+                                break
+                            write(
+                                y + at, add + at, partial + written * block, own_bias,
+                                some, left, y_k, y_w, with_add, relu,
+                            )  # fmt: skip
+                            written += some
+                            at += some * y_w
+                            if written == run_end:
+                                run += 1
+                                image_at = run // record[11]
+                                at = y_at + image_at * y_n + (run - image_at * record[11]) * record[13]
+                                run_end += record[12]
                     first = last
-
-            channel = group * channels + kb * block
-            left = channels - kb * block
-            for v in range(0, block, wide):
-                values = splat(y, 0.0)
-                if with_bias:
-                    values = load_part(bias + (channel + v), left - v)
-                store(own_bias + v, values)
-            for i in range(images):
-                for run in range(record[11]):
-                    at = record[10] + i * y_n + run * record[13] + channel * y_k
-                    sums = partial + (i * record[11] + run) * record[12] * block
-                    if y_w == 1:
-                        write_planes(
-                            y + at, add + at, sums, own_bias, record[12], left, y_k, with_add, relu
-                        )
-                    else:
-                        write_pixels(
-                            y + at, add + at, sums, own_bias, record[12], left, y_w, with_add, relu
-                        )
 
     return kernel

@@ -30,6 +30,7 @@ ROWS, PIXELS, TURNED, TURNED_PIXELS, IN_PLACE = range(5)  # how B is read
 def _multiply(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
     from numba import njit
 
+    from gpuconv.kernels.cpu.blocks import fetch_tile
     from gpuconv.kernels.cpu.pack import packers
     from gpuconv.kernels.cpu.vector import (
         add_column, add_row, add_tile, address, lanes, load, load_part, maximum, outer, pointer,
@@ -39,7 +40,9 @@ def _multiply(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
     count = lanes(dtype)
     wide = vectors * count
     size = 4 if dtype == "float32" else 8
-    pack_rows, pack_pixels, pack_turned, pack_turned_pixels, copy_lines = packers(dtype, vectors)
+    pack_rows, pack_pixels, pack_turned, pack_turned_pixels, copy_lines, pack_tiles = packers(
+        dtype, rows, vectors
+    )
     device = njit(error_model="numpy")
 
     @device
@@ -139,7 +142,12 @@ def _multiply(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
             depth = min(k_block, k - l0)
             number = image + step // k_blocks
             more, last = step > first, step == final - 1
-            a_at, a_by, a_next = a + (number * a_image + low * a_row + l0 * a_k), a_row, a_k
+            a_at, a_by, a_next, a_tile = (
+                a + (number * a_image + low * a_row + l0 * a_k),
+                a_row,
+                a_k,
+                0,
+            )
             if address(a_lines) != 0:
                 a_at = a + (number * a_image + l0)
             if lead > 0 and a_k == 1:
@@ -147,32 +155,41 @@ def _multiply(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                 copy_lines(a_own, lead, a_at, a_row, a_lines + low, tabled, i1 - low, depth)
                 a_at, a_by = a_own, lead
             elif lead > 0:
-                copy_lines(a_own, lead, a_at, a_k, a_lines, False, depth, i1 - low)
-                a_at, a_next = a_own, lead
-            for j in range(j0, j1, wide):
-                left = min(j1 - j, wide)
+                pack_tiles(a_own, a_at, a_k, depth, i0 - low, i1 - low)
+                a_at, a_by, a_next, a_tile = a_own, 1, rows, depth * rows
+            panel = packed
+            if how != IN_PLACE:
+                for j in range(j0, j1, wide):
+                    left = min(j1 - j, wide)
+                    b_at = b + (number * b_image + j * b_n)
+                    if how == PIXELS:
+                        at = b + (number * b_image + l0 * b_k)
+                        pack_pixels(panel, at, b_k, b_table + j, depth, left)
+                    elif how == TURNED:
+                        pack_turned(panel, b_at + l0, b_n, depth, left)
+                    elif how == TURNED_PIXELS:
+                        pack_turned_pixels(panel, b_at, b_n, b_table + l0, depth, left)
+                    elif address(b_table) != 0:
+                        pack_rows(panel, b_at, b_k, b_table + l0, True, depth, left)
+                    else:
+                        pack_rows(panel, b_at + l0 * b_k, b_k, b_table, False, depth, left)
+                    panel = panel + k_block * wide
+            for i in range(i0, i1, rows):
+                top = min(i, m - rows)
+                here = a_at + (top - low) * a_by
+                if a_tile > 0:
+                    here = a_at + (i - i0) // rows * a_tile
                 panel, b_step = packed, wide
-                b_at = b + (number * b_image + j * b_n)
-                if how == IN_PLACE and left == wide:
-                    panel, b_step = b_at + l0 * b_k, b_k
-                elif how == PIXELS:
-                    at = b + (number * b_image + l0 * b_k)
-                    pack_pixels(packed, at, b_k, b_table + j, depth, left)
-                elif how == TURNED:
-                    pack_turned(packed, b_at + l0, b_n, depth, left)
-                elif how == TURNED_PIXELS:
-                    pack_turned_pixels(packed, b_at, b_n, b_table + l0, depth, left)
-                elif address(b_table) != 0:
-                    pack_rows(packed, b_at, b_k, b_table + l0, True, depth, left)
-                else:
-                    pack_rows(packed, b_at + l0 * b_k, b_k, b_table, False, depth, left)
-                for i in range(i0, i1, rows):
-                    top = min(i, m - rows)
-                    here = a_at + (top - low) * a_by
+                for j in range(j0, j1, wide):
+                    left = min(j1 - j, wide)
+                    if how == IN_PLACE:
+                        panel, b_step = b + (number * b_image + j + l0 * b_k), b_k
+                    straight = address(c_lines) == 0 and address(c_columns) == 0
+                    if straight:
+                        fetch_tile(c + (top * c_row + j), c_row, rows, vectors)
                     acc = tile(c, rows, vectors)
                     for step_k in range(depth):
                         acc = outer(acc, here + step_k * a_next, a_by, panel + step_k * b_step)
-                    straight = address(c_lines) == 0 and address(c_columns) == 0
                     if top == i and left == wide and straight:
                         at = i * c_row + j
                         if more:
@@ -209,12 +226,13 @@ def _multiply(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                             sums, c_at, add_at, bias_at, kind, c_row, table_rows, columns, i - top,
                             left, more, last, relu,
                         )  # fmt: skip
+                    panel = panel + k_block * wide
 
     return multiply
 
 
 def _add(dtype: str) -> Callable[..., None]:
-    from gpuconv.kernels.cpu.transpose import turn_part
+    from gpuconv.kernels.cpu.blocks import turn_part
     from gpuconv.kernels.cpu.vector import (
         address, lanes, load, load_part, maximum, pointer, splat, store, store_part,
     )  # fmt: skip

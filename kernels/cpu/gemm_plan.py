@@ -19,13 +19,25 @@ Run = Callable[..., None]
 
 # (rows, vectors) by registers. Sums, one row of B and a number of A are in registers at once.
 TILES = {
-    32: ((8, 3), (14, 2), (6, 4), (12, 2), (10, 2), (7, 3), (4, 4), (2, 4), (1, 4), (14, 1), (4, 1)),
+    32: (
+        (8, 3),
+        (14, 2),
+        (6, 4),
+        (12, 2),
+        (10, 2),
+        (7, 3),
+        (4, 4),
+        (2, 4),
+        (1, 4),
+        (14, 1),
+        (4, 1),
+    ),
     16: ((6, 2), (4, 3), (4, 2), (2, 4), (1, 4), (12, 1), (4, 1)),
 }
 CUTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 SMALL = 100_000  # multiply-adds below which one thread is as quick
-PANEL = 36 << 10  # bytes of a panel, beside the rows of A in a first-level cache of 48 KiB
-HALF_L2 = 1 << 20
+TILE = 24 << 10  # bytes of a tile's numbers of A: half of a first-level cache
+BLOCK = 640 << 10  # bytes of the packed panels of a task: a third of a second-level cache
 
 
 @dataclass(frozen=True)
@@ -107,7 +119,7 @@ def cut(p: Product, dtype: str) -> Cut:
 def _blocks(p: Product, dtype: str, lanes: int, rows: int, vectors: int) -> Cut:
     size = 4 if dtype == "float32" else 8
     wide = vectors * lanes
-    most = max(PANEL // (wide * size), lanes)
+    most = max(TILE // (rows * size), lanes)
     k_blocks = _up(p.k, most)
     k_block = _up(_up(p.k, k_blocks), lanes) * lanes
     k_blocks = _up(p.k, k_block)
@@ -128,6 +140,8 @@ def _blocks(p: Product, dtype: str, lanes: int, rows: int, vectors: int) -> Cut:
                 m_tiles, n_tiles = _up(tall, m_cut), _up(broad, n_cut)
                 depth = _up(steps, parts) * min(k_block, p.k)
                 tasks = _up(tall, m_tiles) * _up(broad, n_tiles) * parts * p.batch
+                if n_cut < broad and k_block * n_tiles * wide * size > BLOCK:
+                    continue
                 one = m_tiles * n_tiles * (_step(rows, vectors) * depth + 60)
                 one += pack * depth * n_tiles * wide  # packing
                 one += 0.1 * depth * m_tiles * rows * size / 4  # bringing A near
@@ -136,9 +150,7 @@ def _blocks(p: Product, dtype: str, lanes: int, rows: int, vectors: int) -> Cut:
                 if parts > 1:
                     total += 8000 + p.m * p.n * (parts + 1) * 0.4
                 if best is None or total < best.cost:
-                    best = Cut(
-                        rows, vectors, m_tiles * rows, n_tiles * wide, k_block, parts, total
-                    )
+                    best = Cut(rows, vectors, m_tiles * rows, n_tiles * wide, k_block, parts, total)
     assert best is not None
     return best
 
@@ -157,22 +169,23 @@ def _product(device: Any, p: Product, dtype: str, c: Cut) -> Run:
     wide = c.vectors * lanes
     m_blocks, n_blocks, k_blocks = _up(p.m, c.m_block), _up(p.n, c.n_block), _up(p.k, c.k_block)
     by_workspace = c.parts > 1 or p.turned
-    lead = 0
-    if p.a_lines or (p.a_k == 1 and p.a_row * size % 4096 == 0 and c.n_block > 2 * wide):
+    lead, a_size = 0, 0
+    if p.a_lines or (p.a_k == 1 and p.a_row * size % 2048 == 0 and c.n_block > 2 * wide):
         lead = c.k_block + lanes
-    elif p.a_k != 1 and p.a_k * size % 1024 == 0 and c.n_block > 2 * wide:
-        lead = c.m_block + c.rows + lanes
-    a_size = lead * (c.m_block + c.rows if p.a_k == 1 else c.k_block)
-    panel = (c.k_block + lanes) * wide
-    own = (c.rows + 1) * wide + panel + a_size
-    own = _up(own, lanes) * lanes
+        a_size = lead * (c.m_block + c.rows)
+    elif p.a_k != 1 and p.a_row == 1 and c.n_block > wide:
+        lead = 1
+        a_size = _up(c.m_block, c.rows) * c.rows * c.k_block + lanes
     how = TURNED if p.b_n != 1 else ROWS
     if p.b_table == "n":
         how = PIXELS
     elif p.b_table == "k" and p.b_n != 1:
         how = TURNED_PIXELS
-    elif p.b_n == 1 and not p.b_table and _up(p.m, c.rows) <= 2:
+    elif p.b_n == 1 and not p.b_table and _up(p.m, c.rows) <= 2 and p.n % wide == 0:
         how = IN_PLACE
+    panel = 0 if how == IN_PLACE else c.k_block * c.n_block + lanes * wide
+    own = (c.rows + 1) * wide + panel + a_size
+    own = _up(own, lanes) * lanes
     several = p.macs >= SMALL
     run = device.prepare(
         multiply_kernel(dtype, c.rows, c.vectors),

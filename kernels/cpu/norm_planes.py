@@ -228,26 +228,34 @@ def _backward(dtype: str) -> Callable[..., None]:
         sum_g, sum_gd = 0.0, 0.0
         while first < last:
             stop = min(first + run, last)
+            all_g, all_gd = tile(x, 1, 4), tile(x, 1, 4)
             g_sums, gd_sums = tile(x, 1, 4), tile(x, 1, 4)
-            for _ in range(first, stop):
+            for i in range(stop - first):
                 at = n * step + j * size
                 length = min(size, HW - j * size)
                 t = 0
                 while t + wide <= length:
-                    g = load_row(zeros, gy + (at + t))
-                    d = load_row(highs, x + (at + t)) - highs
-                    g_sums = g_sums + g
-                    gd_sums = fma_tile(g, d, gd_sums)
+                    for t in range(t, min(t + FEW * wide, length - wide + 1), wide):
+                        g = load_row(zeros, gy + (at + t))
+                        d = load_row(highs, x + (at + t)) - highs
+                        g_sums = g_sums + g
+                        gd_sums = fma_tile(g, d, gd_sums)
                     t += wide
+                    all_g, all_gd = all_g + g_sums, all_gd + gd_sums
+                    g_sums, gd_sums = tile(x, 1, 4), tile(x, 1, 4)
                 if t < length:
                     g = load_row_part(zeros, gy + (at + t), length - t)
                     d = load_row_part(highs, x + (at + t), length - t) - highs
                     g_sums = g_sums + g
                     gd_sums = fma_tile(g, d, gd_sums)
+                if i & (FEW - 1) == FEW - 1:
+                    all_g, all_gd = all_g + g_sums, all_gd + gd_sums
+                    g_sums, gd_sums = tile(x, 1, 4), tile(x, 1, 4)
                 j += 1
                 if j == cuts:
                     j = 0
                     n += 1
+            g_sums, gd_sums = all_g + g_sums, all_gd + gd_sums
             sum_g += total(fold(g_sums))
             sum_gd += total(fold(gd_sums))
             first = stop

@@ -253,10 +253,13 @@ def _backward(dtype: str) -> Callable[..., None]:
             zeros = tile(x, 1, 4)
             high = load(zeros, stats, width)
             sum_g, sum_gd = tile(x, 1, 4), tile(x, 1, 4)
-            for r in range(rows):
-                g, d = load(zeros, gy + r * V, width), load(high, x + r * V, width) - high
-                sum_g = sum_g + g
-                sum_gd = fma_tile(g, d, sum_gd)
+            for start in range(0, rows, FEW):
+                few_g, few_gd = tile(x, 1, 4), tile(x, 1, 4)
+                for r in range(start, min(start + FEW, rows)):
+                    g, d = load(zeros, gy + r * V, width), load(high, x + r * V, width) - high
+                    few_g = few_g + g
+                    few_gd = fma_tile(g, d, few_gd)
+                sum_g, sum_gd = sum_g + few_g, sum_gd + few_gd
             tail = min(tail, width)
             if tail > 0:
                 g = load_row_part(zeros, gy + rows * V, tail)

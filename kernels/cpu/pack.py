@@ -9,14 +9,14 @@ with stride uses, or those of several small images. Columns beyond the matrix be
 
 from typing import Any
 
-Packers = tuple[Any, Any, Any, Any, Any]
+Packers = tuple[Any, Any, Any, Any, Any, Any]
 
 
-def packers(dtype: str, vectors: int) -> Packers:
-    """(rows, pixels, turned, turned_pixels, lines): functions for kernels, with panels so wide."""
+def packers(dtype: str, high: int, vectors: int) -> Packers:
+    """(rows, pixels, turned, turned_pixels, lines, tiles): functions for kernels, of so large tiles."""
     from numba import njit
 
-    from gpuconv.kernels.cpu.transpose import turn, turn_part
+    from gpuconv.kernels.cpu.blocks import turn, turn_part
     from gpuconv.kernels.cpu.vector import lanes, load, load_part, store
 
     count = lanes(dtype)
@@ -35,7 +35,10 @@ def packers(dtype: str, vectors: int) -> Packers:
                     store(panel + (line * wide + v * count), load(at + v * count))
             else:
                 for v in range(vectors):
-                    store(panel + (line * wide + v * count), load_part(at + v * count, left - v * count))
+                    store(
+                        panel + (line * wide + v * count),
+                        load_part(at + v * count, left - v * count),
+                    )
 
     @device
     def pixels(panel: Any, b: Any, step: Any, table: Any, depth: Any, left: Any) -> None:
@@ -69,9 +72,7 @@ def packers(dtype: str, vectors: int) -> Packers:
                     turn_part(to, wide, at + line, step, columns, depth - line)
 
     @device
-    def turned_pixels(
-        panel: Any, b: Any, step: Any, table: Any, depth: Any, left: Any
-    ) -> None:
+    def turned_pixels(panel: Any, b: Any, step: Any, table: Any, depth: Any, left: Any) -> None:
         """Column j from b + j * step; its row l from table[l] beyond."""
         for j in range(wide):
             at = b + j * step
@@ -96,4 +97,18 @@ def packers(dtype: str, vectors: int) -> Packers:
             for j in range(whole, length):
                 to[i * lead + j] = at[j]
 
-    return rows, pixels, turned, turned_pixels, lines
+    @device
+    def tiles(to: Any, a: Any, step: Any, depth: Any, first: Any, end: Any) -> None:
+        """Rows of A that are contiguous, `high` together: [tile][depth][high]; the last reaches back.
+
+        Stores go beyond a line's end, where the next line follows: the scratch has room for it.
+        """
+        for i in range(first, end, high):
+            top = min(i, end - high)
+            for line in range(depth):
+                at = a + (line * step + top)
+                for j in range(0, high, count):
+                    store(to + j, load_part(at + j, high - j))
+                to = to + high
+
+    return rows, pixels, turned, turned_pixels, lines, tiles

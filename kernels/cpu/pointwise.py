@@ -56,7 +56,9 @@ def forward(
     joined = _joined(spec)
     images = n if joined else 1
     if joined or spec.stride != (1, 1):
-        tables = _used(spec, images, c * h * w, 1) or (_table(images, c * h * w, np.arange(pixels)),)
+        tables = _used(spec, images, c * h * w, 1) or (
+            _table(images, c * h * w, np.arange(pixels)),
+        )
     if joined:
         tables = (*tables, _table(n, k * pixels, np.arange(pixels)))
     p = Product(

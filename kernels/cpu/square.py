@@ -69,6 +69,7 @@ def square_rows(typingctx: Any, p: Any, order: Any, first: Any, step: Any, rows:
         each = []
         for i in range(kind.rows):
             number = builder.load(builder.gep(numbers, [_least(builder, i, count)]))
+            number = number if order.dtype.bitwidth == 64 else builder.sext(number, I64)
             start = builder.mul(builder.sub(number, origin), by)
             each.append(_load(builder, builder.gep(at, [start]), kind))
         return _filled(context, builder, kind, each)

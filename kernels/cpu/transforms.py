@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpuconv.kernels.cpu.vector import I32, I64, Vector, _fma, _load, _store, width
+from gpuconv.kernels.cpu.vector import I32, I64, Vector, _fma, _load, _load_part, _store, width
 
 Numbers = Sequence[Fraction]
 
@@ -83,6 +83,73 @@ def both_sides_interleaved(matrix: Sequence[Numbers]) -> Any:
         return types.void(source, types.int64, target), codegen
 
     return transform
+
+
+@intrinsic
+def turn(typingctx: Any, source: Any, row: Any, target: Any, step: Any) -> Any:
+    """Vector j of target, `step` apart, is column j of the lanes x lanes matrix at source.
+
+    Blocks of 4 columns: 4 rows of each are loaded side by side, and turned 4 x 4 in place.
+    """
+    kind = Vector(source.dtype, width(source.dtype))
+    quarter = Vector(source.dtype, 4)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        p, by_row, q, by = arguments
+        lines = [builder.gep(p, [builder.mul(by_row, I64(i))]) for i in range(kind.count)]
+        for block in range(0, kind.count, 4):
+            rows = []
+            for i in range(4):
+                parts = [_load(builder, line, quarter, block) for line in lines[i::4]]
+                while len(parts) > 1:
+                    size = 2 * parts[0].type.count
+                    pairs = zip(parts[::2], parts[1::2], strict=True)
+                    parts = [_shuffle(builder, a, b, list(range(size))) for a, b in pairs]
+                rows.append(parts[0])
+            for j, value in enumerate(_turned(builder, rows, kind.count, 4)):
+                place = builder.gep(q, [builder.mul(by, I64(block + j))])
+                _store(builder, value, place, kind)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64), codegen
+
+
+@intrinsic
+def turn_part(
+    typingctx: Any, source: Any, row: Any, rows: Any, columns: Any, target: Any, step: Any
+) -> Any:
+    """As `turn`, reading only `rows` rows and `columns` columns: zeros for the others."""
+    kind = Vector(source.dtype, width(source.dtype))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        p, by_row, rows_at, columns_at, q, by = arguments
+        found = []
+        for i in range(kind.count):
+            inside = builder.icmp_signed(">", rows_at, I64(i))
+            count = builder.select(inside, columns_at, I64(0))
+            line = builder.gep(p, [builder.mul(by_row, I64(i))])
+            found.append(_load_part(builder, line, count, kind))
+        for j, value in enumerate(_turned(builder, found, kind.count, kind.count)):
+            _store(builder, value, builder.gep(q, [builder.mul(by, I64(j))]), kind)
+        return context.get_dummy_value()
+
+    integer = types.int64
+    return types.void(source, integer, integer, integer, target, integer), codegen
+
+
+def _turned(builder: Any, rows: list[Any], lanes: int, size: int) -> list[Any]:
+    """Every size x size block of `size` vectors turned: 1, 2, 4 ... lanes change places."""
+    near = 1
+    while near < size:
+        low = [k if not k & near else lanes + (k ^ near) for k in range(lanes)]
+        high = [k | near if not k & near else lanes + k for k in range(lanes)]
+        new = list(rows)
+        for i in range(size):
+            if not i & near:
+                new[i] = _shuffle(builder, rows[i], rows[i | near], low)
+                new[i | near] = _shuffle(builder, rows[i], rows[i | near], high)
+        rows, near = new, 2 * near
+    return rows
 
 
 def _shuffle(builder: Any, a: Any, b: Any, lanes: list[int]) -> Any:

@@ -37,14 +37,14 @@ from gpuconv.kernels.cpu.compiler import F32, I64, Kernel, current
 from gpuconv.kernels.cpu.plan import Packed
 
 FILTERS, INPUTS, OUTPUTS = range(3)  # what a launch computes
-CHUNK = 64  # channels a partial sum
+CHUNK = 32  # channels a partial sum
 LEAST = 8  # channels summed over; with fewer, the transforms' errors are more than plain sums'
 SECOND_CACHE = 1 << 20  # bytes of it that the filters may take
 BAND = 1 << 16  # bytes of an image that are transformed at a time
 MOST_TILES = 112  # a task
 
 
-def _winograd(rows: int, vectors: int) -> Callable[..., None]:
+def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
     from numba import njit
 
     from gpuconv.kernels.cpu.square import square, transposed
@@ -53,13 +53,15 @@ def _winograd(rows: int, vectors: int) -> Callable[..., None]:
         store, store_part, store_tile, store_tile_part, tile,
     )  # fmt: skip
     from gpuconv.kernels.cpu.winograd_transform import (
-        add_blocks, filter_tile, input_tile, inverse_tile, planes, planes_part, store_blocks,
+        add_blocks, planes, planes_part, store_blocks, transforms,
     )  # fmt: skip
 
     count = lanes("float32")
     wide = vectors * count
-    v_block = 36 * rows * count  # numbers of V in a panel and block; M's blocks are alike
-    u_block = 36 * count * wide
+    all_xi = (size + 2) ** 2
+    v_block = all_xi * rows * count  # numbers of V in a panel and block; M's blocks are alike
+    u_block = all_xi * count * wide
+    filter_tile, input_tile, inverse_tile = transforms(size)
     device = njit(error_model="numpy")
 
     def product(tiles: int) -> Any:
@@ -121,7 +123,7 @@ def _winograd(rows: int, vectors: int) -> Callable[..., None]:
             outputs = k - k0
             to = u + vector * count
             if outputs <= 0:
-                for xi in range(36):
+                for xi in range(all_xi):
                     for i in range(inner):
                         store(to + (xi * count + i) * wide, splat(u, 0))
             else:
@@ -177,17 +179,28 @@ def _winograd(rows: int, vectors: int) -> Callable[..., None]:
         v, slot = v + block * v_block, 0
         image, y = first // down, first % down
         left_over = end - first
-        wide_band = 4 * across + 2
+        wide_band = size * across + 2
         while left_over > 0:
             some = min(min(most, down - y), left_over)
             fetch(
-                band, x, image, 4 * y - top, 4 * some + 2, left, wide_band, block, c, h, w, last
+                band,
+                x,
+                image,
+                size * y - top,
+                size * some + 2,
+                left,
+                wide_band,
+                block,
+                c,
+                h,
+                w,
+                last,
             )
             for i in range(some):
-                at = band + 4 * i * wide_band * count
+                at = band + size * i * wide_band * count
                 for _ in range(across):
                     input_tile(at, wide_band * count, count, v + slot * count, rows * count)
-                    at, slot = at + 4 * count, slot + 1
+                    at, slot = at + size * count, slot + 1
                     if slot == rows:
                         v, slot = v + blocks * v_block, 0
             left_over, y = left_over - some, y + some
@@ -200,7 +213,7 @@ def _winograd(rows: int, vectors: int) -> Callable[..., None]:
         panels: Any, channels: Any, more: Any,
     ) -> None:  # fmt: skip
         """M, of `panels` panels of U, for all xi; the sum over `channels`, at v and u."""
-        for xi in range(36):
+        for xi in range(all_xi):
             for panel in range(panels):
                 m_at = m + (panel * vectors * v_block + xi * rows * count)
                 v_at = v + xi * rows * count
@@ -276,14 +289,14 @@ def _winograd(rows: int, vectors: int) -> Callable[..., None]:
                 for tile_x in range(across - 1, -1, -1):
                     back -= 1
                     at = m + (back // rows * m_blocks * v_block + back % rows * count)
-                    to = pixels + (4 * i * q + 4 * tile_x) * count
+                    to = pixels + size * (i * q + tile_x) * count
                     inverse_tile(at, rows * count, to, q * count)
-            total = (min(4 * (line + some), p) - 4 * line) * q
+            total = (min(size * (line + some), p) - size * line) * q
             if last:
-                place = (image * p + 4 * line) * q * k + k0
+                place = (image * p + size * line) * q * k + k0
                 emit(y, pixels, add, spare, place, k, total, k - k0, last, relu)
             else:
-                place = ((image * k + k0) * p + 4 * line) * q
+                place = ((image * k + k0) * p + size * line) * q
                 emit(y, pixels, add, spare, place, p * q, total, k - k0, last, relu)
             left, line = left - some, line + some
             if line == down:
@@ -294,15 +307,15 @@ def _winograd(rows: int, vectors: int) -> Callable[..., None]:
         scratch: F32, what: I64, c: I64, h: I64, w_in: I64, k: I64, p: I64, q: I64, top: I64,
         left: I64, last: I64, relu: I64, k_step: I64, c_step: I64, flip: I64, across: I64,
         down: I64, lines: I64, each: I64, some: I64, panels: I64, group: I64, chunk: I64,
-        fused: I64, m_at: I64, u_at: I64, band_at: I64, spare_at: I64, size: I64,
+        fused: I64, m_at: I64, u_at: I64, band_at: I64, spare_at: I64, room: I64,
     ) -> None:  # fmt: skip
         """What a task is depends on `what`.
 
         `lines` rows of tiles in all, `each` a task, `some` at most in a band; `panels` of U a task,
-        `group` of them at a time. A thread's scratch, `size` numbers, begins with its own V;
+        `group` of them at a time. A thread's scratch, `room` numbers, begins with its own V;
         other parts are at `m_at` and so on.
         """
-        own = scratch + thread * size
+        own = scratch + thread * room
         band, spare = own + band_at, own + spare_at
         blocks = (c + count - 1) // count
         all_panels = (k + wide - 1) // wide
@@ -405,36 +418,37 @@ def _plan(
     isa = current()
     count = isa.vector // 4
     (n, c, h, w), (_, k, p, q) = x_shape, y_shape
+    size = 3 if steps[2] and c < 200 else 4
+    xi = (size + 2) ** 2
     vectors = 1 if k <= count else 2
     rows = 14 if isa.registers >= 32 else 6
     wide = vectors * count
-    kernel = Kernel("winograd", _winograd, (("rows", rows), ("vectors", vectors)))
+    kernel = Kernel("winograd", _winograd, (("size", size), ("rows", rows), ("vectors", vectors)))
     blocks, panels = -(-c // count), -(-k // wide)
-    down, across = -(-p // 4), -(-q // 4)
+    down, across = -(-p // size), -(-q // size)
     lines = n * down
-    fused = 36 * 4 * blocks * count * panels * wide > SECOND_CACHE
+    fused = xi * 4 * blocks * count * panels * wide > SECOND_CACHE
     each, part, group = _cut(lines, across, panels, rows, fused)
-    band_line = 4 * (4 * across + 2) * count * 4
-    some = max(1, min(each, BAND // band_line))
+    some = max(1, min(each, BAND // (size * (size * across + 2) * count * 4)))
     tile_panels = -(-each * across // rows)
     chunk = CHUNK // count
-    v_block, u_block = 36 * rows * count, 36 * count * wide
+    v_block, u_block = xi * rows * count, xi * count * wide
     v_size = tile_panels * blocks * v_block
     m_at = 0 if fused else v_size
     u_at = m_at + tile_panels * group * vectors * v_block
     band_at = u_at + (group * chunk * u_block if fused else 0)
-    spare_at = band_at + ((4 * some + 2) * (4 * across + 2) + count) * count
-    size = spare_at + 9 * count * count
+    spare_at = band_at + ((size * some + 2) * (size * across + 2) + count) * count
+    room = spare_at + 9 * count * count
     numbers = {
         "c": c, "h": h, "w_in": w, "k": k, "p": p, "q": q, "top": pads[0], "left": pads[1],
         "last": int(last), "relu": int(relu), "k_step": steps[0], "c_step": steps[1],
         "flip": steps[2], "across": across, "down": down, "lines": lines, "each": each,
         "some": some, "panels": part, "group": group, "chunk": chunk, "fused": int(fused),
-        "m_at": m_at, "u_at": u_at, "band_at": band_at, "spare_at": spare_at, "size": size,
+        "m_at": m_at, "u_at": u_at, "band_at": band_at, "spare_at": spare_at, "room": room,
     }  # fmt: skip
 
     def launch(what: int, tasks: int) -> Any:
-        return device.prepare(kernel, tasks, scratch=4 * size, what=what, **numbers)
+        return device.prepare(kernel, tasks, scratch=4 * room, what=what, **numbers)
 
     parts = -(-lines // each)
     multiply = launch(OUTPUTS, parts * -(-panels // part))

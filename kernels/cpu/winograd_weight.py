@@ -58,8 +58,7 @@ def _expander(size: int, last: bool, lanes: int) -> Any:
     """expand(...): the transformed tiles of `lanes` channels; `size` 6 for x, 4 for gy."""
     from numba import njit
 
-    from gpuconv.kernels.cpu.transforms import both_sides
-    from gpuconv.kernels.cpu.transpose import turn, turn_part
+    from gpuconv.kernels.cpu.transforms import both_sides, turn, turn_part
     from gpuconv.kernels.cpu.vector import load, load_part, splat, store
 
     transform = both_sides(transforms()[2] if size == 6 else transforms()[1])
@@ -77,10 +76,10 @@ def _expander(size: int, last: bool, lanes: int) -> Any:
         j = left
         if width == lanes:
             while j + lanes <= right:
-                turn(band + j * lanes, lanes, x + j, hw)
+                turn(x + j, hw, band + j * lanes, lanes)
                 j += lanes
         while j < right:
-            turn_part(band + j * lanes, lanes, x + j, hw, width, right - j)
+            turn_part(x + j, hw, width, right - j, band + j * lanes, lanes)
             j += lanes
 
     fill = njit(fill_last if last else fill_first)
@@ -178,9 +177,7 @@ def _finisher(lanes: int) -> Any:
     return njit(finish)
 
 
-def make_chunks(
-    dtype: str, last: bool, rows: int, vectors: int, lanes: int
-) -> Callable[..., None]:
+def make_chunks(dtype: str, last: bool, rows: int, vectors: int, lanes: int) -> Callable[..., None]:
     """A task: a range of chunks, transformed and multiplied, into sums of its own."""
     expand_x, expand_gy = (_expander(size, last, lanes) for size in (6, 4))
     multiply = _multiplier(rows, vectors, lanes)
@@ -206,9 +203,7 @@ def make_chunks(
             for i in range(0, c, lanes):
                 panel = i // wide
                 to = xs + panel * depth * wide + (i - panel * wide)
-                expand_x(
-                    x, c, h, w, top, left, down, across, first, end, i, band, to, wide, cplace
-                )
+                expand_x(x, c, h, w, top, left, down, across, first, end, i, band, to, wide, cplace)
             for i in range(0, k, lanes):
                 panel = i // kwide
                 to = gs + panel * depth * kwide + (i - panel * kwide)
@@ -246,9 +241,7 @@ def make_spread(dtype: str, last: bool, lanes: int, wide: int) -> Callable[..., 
             for i in range(part * group, min(c, (part + 1) * group), lanes):
                 panel = i // wide
                 to = base + panel * depth * wide + (i - panel * wide)
-                expand_x(
-                    x, c, h, w, top, left, down, across, first, end, i, band, to, wide, cplace
-                )
+                expand_x(x, c, h, w, top, left, down, across, first, end, i, band, to, wide, cplace)
         else:
             part -= cgroups
             base = gs + chunk * PLACES * kplace

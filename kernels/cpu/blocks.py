@@ -1,10 +1,11 @@
-"""Blocks of lanes x lanes numbers turned over in registers.
+"""Blocks of memory: turned over in registers, or brought near before they are needed.
 
     p: row 0  a b c d ...          q: row 0  a A ...
        row 1  A B C D ...    ->       row 1  b B ...
 
 One step exchanges the off-diagonal halves of pairs of rows; log2(lanes) steps, with half the
 distance each time, turn the whole block. In the first step the halves come straight from memory.
+
 This file imports Numba; only kernels, while they are compiled, import it.
 """
 
@@ -12,6 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gpuconv.kernels.cpu.vector import I64, Vector, _load, _load_part, _store, width
@@ -82,3 +84,23 @@ def turn_part(
         return context.get_dummy_value()
 
     return types.void(q, types.int64, p, *[types.int64] * 3), codegen
+
+
+@intrinsic(prefer_literal=True)
+def fetch_tile(typingctx: Any, p: Any, step: Any, rows: Any, vectors: Any) -> Any:
+    """Bring rows x vectors registers' lines at p + i * step into the caches, to be written."""
+    number, lines = int(rows.literal_value), int(vectors.literal_value)
+    count = width(p.dtype)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        for i in range(number):
+            row = builder.gep(arguments[0], [builder.mul(arguments[1], I64(i))])
+            for v in range(lines):
+                at = builder.bitcast(builder.gep(row, [I64(v * count)]), byte)
+                builder.call(call, [at, i32(1), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, rows, vectors), codegen

@@ -29,7 +29,7 @@ from gpuconv.reference.step import Step
 from gpuconv.shapes import ConvSpec
 
 Array = Any  # numpy.ndarray, cupy.ndarray, or an array of whatever module a Backend was given
-BACKENDS = ("numpy", "emulated", "cuda")
+BACKENDS = ("cpu", "numpy", "emulated", "cuda")
 DEVICES = ("cpu", "cuda", "auto")
 
 _chosen: ContextVar["Backend | None"] = ContextVar("gpuconv_backend", default=None)
@@ -92,6 +92,10 @@ def get_backend(name: str) -> Backend:
     """The backend called `name`; DeviceError if it is unknown or not usable on this machine."""
     if name == "numpy":
         return Backend(np, "numpy")
+    if name == "cpu":
+        from gpuconv.cpu import CpuBackend
+
+        return CpuBackend()
     if name in ("emulated", "cuda"):
         return _cuda_backend(name)
     raise DeviceError(f"backend {name!r} is unknown; use one of {', '.join(BACKENDS)}")

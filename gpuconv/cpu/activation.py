@@ -39,7 +39,7 @@ class CpuActivation(Activation):
         return gx
 
     def add(self, a: Array, b: Array) -> Array:
-        if not _dense(a) or a.dtype != b.dtype or not _alike(a, b):
+        if not _dense(a) or a.dtype != b.dtype or not _alike(b, a):
             return super().add(a, b)
         y = self.empty_like_format(a, a.shape, a.dtype)
         self._elementwise("add", a, b, y)

@@ -18,6 +18,7 @@ class Device:
     """This processor."""
 
     xp = np
+    number = 0
 
     @property
     def threads(self) -> int:

@@ -1,11 +1,13 @@
 """Pooling of `CpuBackend`: the kernels of `kernels.cpu.pool`, `pool_plane` and `pool_last`."""
 
+from math import frexp
 from typing import Any
 
 import numpy as np
 
 from gpuconv.cpu.activation import NAMES
 from gpuconv.kernels.cpu import pool, pool_last, pool_plane
+from gpuconv.kernels.cpu.pool_plane import Fixed
 from gpuconv.reference.conv import is_channels_last
 from gpuconv.reference.pool import Pool
 from gpuconv.shapes import PoolSpec
@@ -47,8 +49,9 @@ class CpuPool(Pool):
             return super().avg_pool(spec, x, divisor)
         x, last = self.dense(x)
         y = self.empty(spec.y_shape, x.dtype, last)
-        table = self._table(spec, divisor, x.dtype, False)
-        self.plan(_avg_pool, spec, NAMES[x.dtype], last)(x, table, y)
+        times = not hasattr(divisor, "shape") and abs(frexp(divisor)[0]) == 0.5
+        table = self._table(spec, divisor, x.dtype, times)
+        self.plan(_avg_pool, spec, NAMES[x.dtype], last, times)(x, table, y)
         return y
 
     def avg_pool_grad(self, spec: PoolSpec, gy: Array, divisor: Array | float) -> Array:
@@ -62,8 +65,8 @@ class CpuPool(Pool):
 
     def _table(self, spec: PoolSpec, divisor: Array | float, dtype: Any, inverse: bool) -> Array:
         """(P, Q): what each window's sum is divided by; or, `inverse`, what it is multiplied by."""
-        if getattr(divisor, "shape", ()) == ():
-            return self.plan(_number_table, spec.y_shape[2:], float(divisor), dtype, inverse)
+        if not hasattr(divisor, "shape"):
+            return self.plan(_number_table, spec.y_shape[2:], divisor, dtype, inverse)
         return _array_table(spec.y_shape[2:], divisor, dtype, inverse)
 
 
@@ -72,8 +75,8 @@ def _takes(spec: PoolSpec, x: Array) -> bool:
     return x.dtype in NAMES and spec.nd < 3 and x.size > 0
 
 
-def _number_table(device: Any, out: Any, divisor: float, dtype: Any, inverse: bool) -> Array:
-    return _array_table(out, np.asarray(divisor), dtype, inverse)
+def _number_table(device: Any, out: Any, divisor: float, dtype: Any, inverse: bool) -> Fixed:
+    return Fixed(_array_table(out, np.asarray(divisor), dtype, inverse))
 
 
 def _array_table(out: Any, divisor: Array, dtype: Any, inverse: bool) -> Array:
@@ -112,8 +115,8 @@ def _max_pool_grad(device: Any, spec: PoolSpec, dtype: str, last: bool) -> Any:
     return _kernels(spec, last).max_pool_grad(device, _flat(spec), dtype)
 
 
-def _avg_pool(device: Any, spec: PoolSpec, dtype: str, last: bool) -> Any:
-    return _kernels(spec, last).avg_pool(device, _flat(spec), dtype)
+def _avg_pool(device: Any, spec: PoolSpec, dtype: str, last: bool, times: bool) -> Any:
+    return _kernels(spec, last).avg_pool(device, _flat(spec), dtype, times)
 
 
 def _avg_pool_grad(device: Any, spec: PoolSpec, dtype: str, last: bool) -> Any:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.cpu.team import get_num_threads
 from gpuconv.kernels.cpu import loss, norm, step as steps
 from gpuconv.reference.conv import is_channels_last
 from gpuconv.reference.loss import Loss
@@ -34,7 +35,7 @@ class CpuTrain(Norm, Loss, Step):
         x, last = self.dense(x)
         y = self.empty(x.shape, dtype, last)
         mean, var = np.empty(x.shape[1], dtype), np.empty(x.shape[1], dtype)
-        run = self.plan(norm.forward, x.shape, dtype, last, eps)
+        run = self.plan(norm.forward, x.shape, dtype, last, get_num_threads(), eps)
         stats = run(x, self.contiguous(w), self.contiguous(b), y, mean, var)
         return y, mean, var, (x, last, stats)
 
@@ -50,9 +51,19 @@ class CpuTrain(Norm, Loss, Step):
             gy = self._copy_as(last, gy)
         gx = self.empty(x.shape, dtype, last) if need_x else None
         gw, gb = np.empty(x.shape[1], dtype), np.empty(x.shape[1], dtype)
-        run = self.plan(norm.backward, x.shape, dtype, last)
+        run = self.plan(norm.backward, x.shape, dtype, last, get_num_threads())
         run(gy, x, stats, self.contiguous(w), gx, gw, gb)
         return gx, gw, gb
+
+    def scale_shift(self, x: Array, mean: Array, scale: Array, b: Array | None) -> Array:
+        dtype = NAMES.get(x.dtype)
+        if dtype is None or not norm.supports(x.shape):
+            return super().scale_shift(x, mean, scale, b)
+        x, last = self.dense(x)
+        y, plain = self.empty(x.shape, dtype, last), self.contiguous
+        run = self.plan(norm.scale_shift, x.shape, dtype, last, get_num_threads())
+        run(x, plain(mean), plain(scale), plain(b), y)
+        return y
 
     def softmax_cross_entropy(
         self, x: Array, target: Array, w: Array | None, ignore_index: int, smoothing: float

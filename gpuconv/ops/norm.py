@@ -64,12 +64,7 @@ class RunningNorm(Function):
         self.scale = self.inv_std if w is None else self.inv_std * w
         if self.needs[1]:
             self.x, self.mean = x, mean.copy()  # the buffer may move before backward
-        # Not folded into a x + c: that loses digits where the mean is large.
-        y = x - per_channel(mean, x.ndim)
-        y *= per_channel(self.scale, x.ndim)
-        if b is not None:
-            y += per_channel(b, x.ndim)
-        return y
+        return be.scale_shift(x, mean, self.scale, b)
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
         need_x, need_w, need_b = self.needs[:3]

@@ -93,3 +93,14 @@ class Norm:
         gx -= per_channel(gb / count, gy.ndim)
         gx *= inv_std if w is None else inv_std * per_channel(w, gy.ndim)
         return gx, gw, gb
+
+    def scale_shift(self, x: Array, mean: Array, scale: Array, b: Array | None) -> Array:
+        """(x - mean) * scale + b of each channel of x (N, C, *in); vectors (C,), b may be None.
+
+        Not folded into a x + c: that loses digits where the mean is large.
+        """
+        y = x - per_channel(mean, x.ndim)
+        y *= per_channel(scale, x.ndim)
+        if b is not None:
+            y += per_channel(b, x.ndim)
+        return y

@@ -29,10 +29,9 @@ import numpy as np
 
 from gpuconv.kernels.cpu import depthwise_last, depthwise_weight
 from gpuconv.kernels.cpu.compiler import I64, I64P, Data, Float, Kernel
-from gpuconv.kernels.cpu.depthwise_last import WORK, lanes
+from gpuconv.kernels.cpu.depthwise_last import BAND, WORK, lanes
 
 ROLLING = ((3, 3), (5, 5))
-BAND = 1 << 14  # bytes of input rows that are walked at a time: they stay in the first cache
 
 
 def rolls(spec: Any) -> bool:
@@ -53,14 +52,17 @@ def _walk(part: bool, add: bool) -> Any:
     from numba import njit
 
     from gpuconv.kernels.cpu.depthwise_roll import advance, finished, row_products, write_rows
+    from gpuconv.kernels.cpu.vector import prefetch
 
-    def walk(sums, weights, start, least, x, y, added, rows, width, step, low, high, count):
+    def walk(  # type: ignore[no-untyped-def]
+        sums, weights, start, least, x, y, added, rows, width, step, low, high, count, ahead
+    ):
         first, middle, inside, end = rows
-        x, y, added = x + 0, y + 0, added + 0
         for _ in range(first, min(middle, inside)):
             sums = advance(row_products(sums, weights, x, low, high, part), start)
             x, y, added = x + width, y + step, added + step
         for _ in range(middle, inside):
+            prefetch(x + ahead)
             sums = row_products(sums, weights, x, low, high, part)
             write_rows(finished(sums), y, 0, 1, count, part, add, added, least)
             sums = advance(sums, start)
@@ -106,11 +108,14 @@ def _rows(dtype: str, high: int, wide: int, add: bool) -> Callable[..., None]:
         floor: Float,
     ) -> None:
         least = splat(x, floor)
-        for unit in range(task * group, min(units, task * group + group)):
-            plane = unit // bands
-            begin = (unit - plane * bands) * band
+        outputs = channels * times
+        unit = task * group
+        plane = unit // bands
+        turn, k = unit % bands, plane % outputs
+        source, repeat = plane // times, plane % times
+        for _ in range(min(group, units - unit)):
+            begin = turn * band
             end = min(begin + band, out_height)
-            k = plane % (channels * times)
             window = w + (k * taps + turned * (taps - 1))
             weights = splats(window, 1 - 2 * turned, taps)
             value = 0.0
@@ -122,23 +127,36 @@ def _rows(dtype: str, high: int, wide: int, add: bool) -> Callable[..., None]:
             middle = begin - top + high - 1
             last = end - top + high - 1
             inside = max(first, min(height, last))
-            x_plane = x + (plane // times * height + first) * width
+            x_plane = x + (source * height + first) * width
             at = (plane * out_height + first + top - (high - 1)) * out_width
             for q in range(0, out_width, count):
                 column = q - left
                 sums = filled(start, high, 1)
                 span = (first, middle, inside, last)
-                if column >= 0 and column + count + wide - 1 <= width and q + count <= out_width:
+                room = min(width - column - (wide - 1), out_width - q)
+                if column >= 0 and room >= count:
                     inner(
                         sums, weights, start, least, x_plane + column, y + (at + q),
-                        added + (at + q), span, width, out_width, 0, 0, count,
+                        added + (at + q), span, width, out_width, 0, 0, count, band * width,
                     )  # fmt: skip
                 else:
                     edge(
                         sums, weights, start, least, x_plane + column, y + (at + q),
                         added + (at + q), span, width, out_width, -column, width - column,
-                        out_width - q,
+                        out_width - q, band * width,
                     )  # fmt: skip
+            # Divisions are slow: count on.
+            turn += 1
+            if turn == bands:
+                turn = 0
+                plane += 1
+                k += 1
+                repeat += 1
+                if k == outputs:
+                    k = 0
+                if repeat == times:
+                    repeat = 0
+                    source += 1
 
     return rows
 
@@ -201,7 +219,7 @@ def axes(spec: Any, turned: bool) -> tuple[Any, Any]:
 
 
 def _planes(dtype: str, vectors: int, add: bool) -> Callable[..., None]:
-    from gpuconv.kernels.cpu.depthwise_roll import fill_tile
+    from gpuconv.kernels.cpu.depthwise_tile import fill_tile
     from gpuconv.kernels.cpu.vector import lanes, outer, store_tile, tile
 
     wide = lanes(dtype) * vectors

@@ -27,6 +27,7 @@ import numpy as np
 from gpuconv.kernels.cpu.compiler import I64, I64P, Data, Float, Kernel, current
 
 WORK = 1 << 14  # products of vectors that are worth a task
+BAND = 1 << 14  # bytes of input rows that are walked at a time: they stay in the first cache
 
 
 def lanes(dtype: str) -> int:
@@ -160,9 +161,7 @@ def _columns(
                     sums = column_products(
                         sums, weights, pointers, masks, i * channels, channels, part
                     )
-                    write_rows(
-                        finished(sums), here, step, valid, channels, part, add, more, least
-                    )
+                    write_rows(finished(sums), here, step, valid, channels, part, add, more, least)
                     sums = advance(sums, start)
                     here, more = here + channels, more + channels
                 for i in range(width, out_width + behind - left):
@@ -251,7 +250,7 @@ def _pixels(dtype: str, add: bool, part: bool) -> Callable[..., None]:
 def packed(
     device: Any, dtype: str, channels: int, taps: int, turned: bool
 ) -> tuple[Callable[..., Any], int]:
-    """(run(w) -> the weights as (taps, pitch), pitch): tap by tap, or from the last to the first."""
+    """(run(w) -> the weights as (taps, pitch), pitch); from the last tap if `turned`."""
     pitch = max(channels, lanes(dtype))
     prepared = device.prepare(
         Kernel("depthwise_pack", _pack, (("dtype", dtype),)),
@@ -322,7 +321,8 @@ def tall(window: Any) -> int:
     """How many rows of the output the rolling kernels have in registers."""
     if current().registers < 32:
         return 1
-    return 2 if window[0] > 3 else 4
+    import os
+    return int(os.environ.get("TALL", "4")) if window[0] == 3 else 2
 
 
 def by_pixels(
@@ -335,7 +335,7 @@ def by_pixels(
     add: bool = False,
     relu: bool = False,
 ) -> Callable[..., None]:
-    """run(x, w, b, add, y), or of the gradient by input; `axes` is `depthwise.axis` of both axes."""
+    """run(x, w, b, add, y), or of the gradient by input; `axes`: `depthwise.axis` of both."""
     channels, images = spec.w_shape[0], spec.x_shape[0]
     size, out = spec.x_shape[2:], spec.y_shape[2:]
     if turned:

@@ -15,7 +15,7 @@ compiled, import it.
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -43,9 +43,7 @@ def _load_between(builder: Any, p: Any, first: Any, end: Any, kind: Any, at: int
     name = f"llvm.masked.load.{suffix}.p0{suffix}"
     call = cgutils.get_or_insert_function(builder.module, masked, name)
     cast = builder.bitcast(builder.gep(p, [I64(at)]), whole.as_pointer())
-    return builder.call(
-        call, [cast, I32(kind.dtype.bitwidth // 8), mask, ir.Constant(whole, None)]
-    )
+    return builder.call(call, [cast, I32(kind.dtype.bitwidth // 8), mask, ir.Constant(whole, None)])
 
 
 def _loader(builder: Any, kind: Any, part: bool, first: Any, end: Any) -> Any:
@@ -72,7 +70,9 @@ def splats(typingctx: Any, p: Any, step: Any, count: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def load_rows(typingctx: Any, p: Any, step: Any, rows: Any, valid: Any, lanes: Any, part: Any) -> Any:
+def load_rows(
+    typingctx: Any, p: Any, step: Any, rows: Any, valid: Any, lanes: Any, part: Any
+) -> Any:
     """`rows` registers (a constant), register i the numbers at p + i * step; zeros from `valid` on.
 
     With the constant `part`, only the first `lanes` numbers of each are read, then zeros.
@@ -135,12 +135,14 @@ def row_products(
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         new, factors, p_at, low, high, _ = arguments
         load = _loader(builder, sums, bool(part.literal_value), low, high)
-        for s in range(taps):
-            x = load(p_at, s)
-            for r in range(sums.rows):
-                w = builder.extract_value(factors, r * taps + s)
-                value = _fma(builder, sums, w, x, builder.extract_value(new, r))
-                new = builder.insert_value(new, value, r)
+        pixels = [load(p_at, s) for s in range(taps)]
+        for r in range(sums.rows):
+            # What a row adds is found on its own: sums would wait for one another from row to row.
+            each = [builder.extract_value(factors, r * taps + s) for s in range(taps)]
+            row = builder.fmul(each[0], pixels[0])
+            for w, x in zip(each[1:], pixels[1:], strict=True):
+                row = _fma(builder, sums, w, x, row)
+            new = builder.insert_value(new, builder.fadd(builder.extract_value(new, r), row), r)
         return new
 
     return sums(sums, weights, p, types.int64, types.int64, part), codegen
@@ -429,44 +431,3 @@ def sums_of(typingctx: Any, p: Any, sums: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(p, sums), codegen
-
-
-@njit
-def fill_tile(
-    tile: Any,
-    x: Any,
-    row: int,
-    rows: int,
-    height: int,
-    width: int,
-    left: int,
-    step: int,
-    pitch: int,
-) -> None:
-    """Rows row .. row + rows of the plane x, with zeros around it, each in `step` phases.
-
-    Phase f of a row is `pitch` numbers: columns left + f, left + f + step, and so on.
-    """
-    for i in range(rows):
-        h = row + i
-        for f in range(step):
-            here = tile + (i * step + f) * pitch
-            first = pitch
-            end = pitch
-            if 0 <= h < height:
-                first = min(pitch, max(0, (step - 1 - left - f) // step))
-                end = min(pitch, max(first, (width - left - f + step - 1) // step))
-            source = x + (h * width + left + f)
-            for j in range(first):
-                here[j] = 0.0
-            if step == 1:
-                for j in range(first, end):
-                    here[j] = source[j]
-            elif step == 2:
-                for j in range(first, end):
-                    here[j] = source[2 * j]
-            else:
-                for j in range(first, end):
-                    here[j] = source[step * j]
-            for j in range(end, pitch):
-                here[j] = 0.0

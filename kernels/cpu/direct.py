@@ -34,12 +34,12 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.kernels.cpu import direct_sums
+from gpuconv.kernels.cpu import direct_rows, direct_sums
 from gpuconv.kernels.cpu.compiler import current
 
 TILE = 768 << 10  # bytes of x that a task copies at most: the level-2 cache has weights in it too
 SLOTS = 256  # pixels of a task, about
-STEP = 192  # products between two reads and writes of a sum, about
+STEP = 128  # products between two reads and writes of a sum, about
 ALIGNED = 1 << 16  # bytes from which the device's memory begins at a cache line
 TASKS = 16  # how many are enough for all threads to have something to do
 Run = Callable[..., None]
@@ -246,6 +246,8 @@ class Table:
 
 def _prepare(device: Any, problem: Problem, epilogue: dict[str, bool]) -> Run:
     """run(x, w, b, add, y) of a problem."""
+    if direct_rows.suits(problem):
+        return direct_rows.prepare(device, problem, epilogue, SLOTS)
     cut = _cut(problem)
     block, blocks = cut.block, -(-problem.channels // cut.block)
     rows, columns = problem.rows, problem.columns
@@ -253,7 +255,7 @@ def _prepare(device: Any, problem: Problem, epilogue: dict[str, bool]) -> Run:
     strides = _strides(problem, t_rows, t_columns)
     phases = list(product(rows.taps, columns.taps))
     step = max(min(STEP // len(p[0]) // len(p[1]) for p in phases if p[0] and p[1]), 1)
-    fused = _regions(problem, cut) == 1
+    fused = _regions(problem, cut) <= 2
 
     tasks = list(_tasks(problem, cut, blocks, strides))
     table = Table()
@@ -431,7 +433,7 @@ def _reduction(
 def _pixels(
     problem: Problem, cut: Cut, strides: dict[str, int], shape: tuple[int, int, int], table: Table
 ) -> int:
-    """The place of the records of a region's pixels by phase: (places in the copy, slots, count).
+    """The place of the records of a region's pixels by phase: (places in the copy, slots, count, ...).
 
     The last tile is filled with its last pixel, whose sums go to a slot that nobody reads.
     """
@@ -449,5 +451,11 @@ def _pixels(
         spare = -at.size % cut.tile[0] if at.size else cut.tile[0]
         at = np.concatenate([at, np.repeat(at[-1:] if at.size else 0, spare)])
         slot = np.concatenate([slot, np.repeat(several * high * wide * cut.block, spare)])
-        records.append((table.append(at), table.append(slot), at.size))
+        # When so many pixels of the last phase are done, so many slots are complete.
+        done, complete = 1, 1
+        if len(rows.taps) * len(columns.taps) > 1:
+            done, complete = j.size, len(rows.taps) * wide
+            if several > 1 or done == 0:
+                done, complete = at.size, 0
+        records.append((table.append(at), table.append(slot), at.size, done, complete))
     return table.append(records)

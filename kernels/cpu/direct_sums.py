@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from gpuconv.kernels.cpu.compiler import I64, I64P, Data, Kernel
 
-TASK, PHASE, PIXELS, PACK = 14, 5, 3, 5  # numbers a record of each kind of table has
+TASK, PHASE, PIXELS, PACK = 14, 5, 5, 5  # numbers a record of each kind of table has
 
 
 def sums(dtype: str, rows: int, vectors: int) -> Kernel:
@@ -49,12 +49,11 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
 
     from gpuconv.kernels.cpu.direct_tiles import (
         add_places,
-        copy_run,
+        copy_rows,
         packer,
         places,
         store_places,
         turned,
-        zero_run,
     )
     from gpuconv.kernels.cpu.vector import (
         add_column,
@@ -76,29 +75,6 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
     wide = lanes(dtype)
     block = wide * vectors
     bring = packer(wide, vectors)
-
-    @numba.njit(inline="always")
-    def copy_rows(to, x, first, count, step, height, low, inside, total, unit, x_h, x_w, t_h, t_w):  # type: ignore[no-untyped-def]
-        """Rows first, first + step, ... of x; of each `low` columns of zeros, `inside`, zeros."""
-        for i in range(count):
-            row, at = first + i * step, to + i * t_h
-            if row < 0 or row >= height or inside <= 0:
-                zero_run(at, total * t_w, wide)
-                continue
-            source = x + row * x_h
-            if low > 0:
-                zero_run(at, low * t_w, wide)
-            at = at + low * t_w
-            if x_w == unit and t_w == unit:
-                copy_run(at, source, inside * unit, wide)
-            elif unit == 1:
-                for t in range(inside):
-                    at[t] = source[t * x_w]
-            else:
-                for t in range(inside):
-                    copy_run(at + t * t_w, source + t * x_w, unit, wide)
-            if low + inside < total:
-                zero_run(at + inside * t_w, (total - low - inside) * t_w, wide)
 
     @numba.njit(inline="always")
     def write_planes(y, add, partial, bias, count, left, y_k, with_add, relu):  # type: ignore[no-untyped-def]
@@ -166,7 +142,7 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                 copy_rows(
                     own + (i * t_n + outer * t_outer), source + ((image + i) * x_n + outer * x_outer),
                     record[2], record[3], row_step, height, low, high - low, columns,
-                    unit, x_h, x_w * column_step, t_h, t_w,
+                    unit, x_h, x_w * column_step, t_h, t_w, wide,
                 )  # fmt: skip
 
         for kb in range(record[7], record[8]):
@@ -213,7 +189,8 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                         store_places(there, total)
                         if not final:
                             continue
-                        ready_now = min(i + rows, pixels_in_all) if phases == 1 else 0
+                        # What is complete is written at once, while the next sums are computed.
+                        ready_now = min((i + rows) // which[3] * which[4], pixels_in_all)
                         if i + rows >= count:
                             ready_now = pixels_in_all
                         while written < ready_now:

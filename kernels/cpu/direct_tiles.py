@@ -158,6 +158,30 @@ def zero_run(to: Any, count: Any, lanes: Any) -> None:
         store(to + i, nothing)
 
 
+@numba.njit(inline="always")
+def copy_rows(to, x, first, count, step, height, low, inside, total, unit, x_h, x_w, t_h, t_w, wide):  # type: ignore[no-untyped-def]
+    """Rows first, first + step, ... of x; of each `low` columns of zeros, `inside`, zeros."""
+    for i in range(count):
+        row, at = first + i * step, to + i * t_h
+        if row < 0 or row >= height or inside <= 0:
+            zero_run(at, total * t_w, wide)
+            continue
+        source = x + row * x_h
+        if low > 0:
+            zero_run(at, low * t_w, wide)
+        at = at + low * t_w
+        if x_w == unit and t_w == unit:
+            copy_run(at, source, inside * unit, wide)
+        elif unit == 1:
+            for t in range(inside):
+                at[t] = source[t * x_w]
+        else:
+            for t in range(inside):
+                copy_run(at + t * t_w, source + t * x_w, unit, wide)
+        if low + inside < total:
+            zero_run(at + inside * t_w, (total - low - inside) * t_w, wide)
+
+
 def packer(lanes: int, vectors: int) -> Any:
     """A function that brings weights into the order of the sums: [reduction][output channel]."""
     block = lanes * vectors
@@ -191,3 +215,26 @@ def packer(lanes: int, vectors: int) -> Any:
                         scatter(to + v * lanes, rows + i, block, length - i, square)
 
     return pack
+
+
+@intrinsic
+def outer_columns(typingctx: Any, sums: Any, a: Any, columns: Any, at: Any) -> Any:
+    """sums[i][v] + a[i] * columns[v][at : at + lanes]; `columns` is a tuple of pointers."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        old, a_at, pointers, index = arguments
+        beside = [
+            vector._load(builder, builder.gep(p, [index]), sums)
+            for p in cgutils.unpack_tuple(builder, pointers)
+        ]
+        new = old
+        for i in range(sums.rows):
+            number = builder.load(builder.gep(a_at, [I64(i)]))
+            each = vector._splat(builder, number, sums.count)
+            for v, other in enumerate(beside):
+                slot = i * sums.vectors + v
+                was = builder.extract_value(old, slot)
+                new = builder.insert_value(new, vector._fma(builder, sums, each, other, was), slot)
+        return new
+
+    return sums(sums, a, columns, types.int64), codegen

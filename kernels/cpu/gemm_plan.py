@@ -37,6 +37,7 @@ TILES = {
 CUTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 SMALL = 100_000  # multiply-adds below which one thread is as quick
 TILE = 24 << 10  # bytes of a tile's numbers of A: half of a first-level cache
+NEAR = 1 << 20  # bytes of A and C that a task has between its blocks of k
 BLOCK = 640 << 10  # bytes of the packed panels of a task: a third of a second-level cache
 
 
@@ -138,6 +139,8 @@ def _blocks(p: Product, dtype: str, lanes: int, rows: int, vectors: int) -> Cut:
                 if n_cut > broad:
                     break
                 m_tiles, n_tiles = _up(tall, m_cut), _up(broad, n_cut)
+                if m_cut < tall and m_tiles * rows * (k_block + n_tiles * wide) * size > NEAR:
+                    continue
                 depth = _up(steps, parts) * min(k_block, p.k)
                 tasks = _up(tall, m_tiles) * _up(broad, n_tiles) * parts * p.batch
                 if n_cut < broad and k_block * n_tiles * wide * size > BLOCK:

@@ -8,7 +8,7 @@
 A task has `group` channels one after the other and, of each, part k of `parts`: `per` pieces.
 With one part a single launch does both phases of a channel while its planes are in the second
 cache; with several, phase 1 leaves what it found in `work`, and each task of phase 2 puts the parts
-of its channel together, in their order.
+of its channel together, in their order. (Phase 4 is the end of phase 2 alone, by numbers given.)
 
 Statistics take one pass: numbers of a run are summed as differences from what is known of the mean,
 and squares of them. Where that was half a standard deviation from the run's mean, or more,
@@ -22,14 +22,16 @@ from collections.abc import Callable
 
 from gpuconv.kernels.cpu.compiler import F64, I64, Data, Float, Kernel
 
-STATISTICS, APPLY = 1, 2  # phases; 3 is both
+SUMS, APPLY, GIVEN = 1, 2, 4  # phases; 3 is the first two
 # Additions to a sum before it is added to another. Squares of numbers on a grid, as those near 1e4
 # are, are 0 or 1 mod 4 of its units: a sum so large that it rounds to fours rounds them all down.
 FEW = 16
 
 
 def forward(dtype: str) -> Kernel:
-    """x, w, b -> y, mean, var, stats (3, C): the mean's high and low part, 1 / deviation."""
+    """x, w, b -> y, mean, var, stats (3, C): the mean's high and low part, 1 / deviation.
+
+    In phase GIVEN x, mean, stats (C,), b -> y = (x - mean) * stats + b."""
     return Kernel("norm_planes", _forward, (("dtype", dtype),))
 
 
@@ -51,8 +53,8 @@ def _forward(dtype: str) -> Callable[..., None]:
         load_row,
         load_row_part,
         splat_tile,
+        store_row_part,
         store_tile,
-        store_tile_part,
         tile,
         total,
     )
@@ -150,7 +152,7 @@ def _forward(dtype: str) -> Callable[..., None]:
             if t < length:
                 d = load_row_part(highs, x + (at + t), length - t) - highs
                 result = fma_tile(d, scales, offsets)
-                store_tile_part(y + (at + t), 0, result, 1, length - t)
+                store_row_part(y + (at + t), result, length - t)
             j += 1
             if j == cuts:
                 j = 0
@@ -175,6 +177,11 @@ def _forward(dtype: str) -> Callable[..., None]:
                 if parts > 1:
                     slot = work + 3 * (c * parts + k)
                     slot[0], slot[1], slot[2] = count, centre, m2
+            high, scale, offset = real(0.0), 0.0, 0.0
+            if address(b) != 0:
+                offset = numba.float64(b[c])
+            if phase & 4:
+                high, scale = mean[c], numba.float64(stats[c])
             if phase & 2:
                 if parts > 1:
                     count, centre, m2 = together(work + 3 * c * parts, parts)
@@ -187,15 +194,13 @@ def _forward(dtype: str) -> Callable[..., None]:
                 if k == 0:
                     mean[c], var[c] = high, variance
                     stats[c], stats[C + c], stats[2 * C + c] = high, low, inv_std
-                scale, offset = inv_std, 0.0
+                scale = inv_std
                 if address(w) != 0:
                     scale = inv_std * w[c]
-                if address(b) != 0:
-                    offset = numba.float64(b[c])
                 offset -= low * scale
-                apply(
-                    x + c * HW, y + c * HW, C * HW, HW, size, cuts, first, last, high, scale, offset
-                )
+            if phase & 6:
+                at = c * HW
+                apply(x + at, y + at, C * HW, HW, size, cuts, first, last, high, scale, offset)
 
     return forward
 
@@ -211,8 +216,8 @@ def _backward(dtype: str) -> Callable[..., None]:
         load_row,
         load_row_part,
         splat_tile,
+        store_row_part,
         store_tile,
-        store_tile_part,
         tile,
         total,
     )
@@ -281,7 +286,7 @@ def _backward(dtype: str) -> Callable[..., None]:
                 d = load_row_part(highs, x + (at + t), length - t) - highs
                 g = load_row_part(highs, gy + (at + t), length - t)
                 result = fma_tile(g, gs, fma_tile(d, ds, offsets))
-                store_tile_part(gx + (at + t), 0, result, 1, length - t)
+                store_row_part(gx + (at + t), result, length - t)
             j += 1
             if j == cuts:
                 j = 0

@@ -20,6 +20,7 @@ import numpy as np
 
 from gpuconv.kernels.cpu import compiler
 from gpuconv.kernels.cpu.compiler import I32P, I64, Data, Kernel
+from gpuconv.kernels.cpu.pool_plane import Fixed, pieces
 
 UNROLL = 4  # vectors of channels at a time
 TASK = 1 << 13  # numbers that a task should read at least
@@ -111,6 +112,7 @@ def _avg_forward(dtype: str) -> Callable[..., None]:
         task: I64, thread: I64, x: Data, divisor: Data, y: Data, rows: I32P, columns: I32P,
         height: I64, image: I64, channels: I64, out_h: I64, out_w: I64, stride_h: I64,
         stride_w: I64, before_h: I64, before_w: I64, count: I64, each: I64, blocks: I64, block: I64,
+        times: I64,
     ) -> None:  # fmt: skip
         part = task // blocks
         c_first = (task - part * blocks) * block
@@ -139,10 +141,14 @@ def _avg_forward(dtype: str) -> Callable[..., None]:
                             v2 = v2 + load(v + 2 * width)
                             v3 = v3 + load(v + 3 * width)
                         y0, y1, y2, y3 = y0 + v0, y1 + v1, y2 + v2, y3 + v3
-                    store(y + (at + c), y0 / by)
-                    store(y + (at + c + width), y1 / by)
-                    store(y + (at + c + 2 * width), y2 / by)
-                    store(y + (at + c + 3 * width), y3 / by)
+                    if times == 1:
+                        y0, y1, y2, y3 = y0 * by, y1 * by, y2 * by, y3 * by
+                    else:
+                        y0, y1, y2, y3 = y0 / by, y1 / by, y2 / by, y3 / by
+                    store(y + (at + c), y0)
+                    store(y + (at + c + width), y1)
+                    store(y + (at + c + 2 * width), y2)
+                    store(y + (at + c + 3 * width), y3)
                     c += 4 * width
                 while c < c_last:
                     left = c_last - c
@@ -153,7 +159,8 @@ def _avg_forward(dtype: str) -> Callable[..., None]:
                             v = pixel + ((r * image + s) * channels + c)
                             v0 = v0 + load_part(v, left)
                         y0 = y0 + v0
-                    store_part(y + (at + c), y0 / by, left)
+                    y0 = y0 * by if times == 1 else y0 / by
+                    store_part(y + (at + c), y0, left)
                     c += width
 
     return avg_forward
@@ -171,18 +178,14 @@ def _grad(dtype: str, largest: bool) -> Callable[..., None]:
     def max_step(sums: Any, gy: Any, tap: Any, weight: Any, at: int, number: int) -> Any:
         return add_where(sums, load(gy + at), load_ints(sums, tap + at), number)
 
-    def max_part(
-        sums: Any, gy: Any, tap: Any, weight: Any, at: int, number: int, left: int
-    ) -> Any:
+    def max_part(sums: Any, gy: Any, tap: Any, weight: Any, at: int, number: int, left: int) -> Any:
         taps = load_ints_part(sums, tap + at, left)
         return add_where(sums, load_part(gy + at, left), taps, number)
 
     def avg_step(sums: Any, gy: Any, tap: Any, weight: Any, at: int, number: int) -> Any:
         return fma(load(gy + at), weight, sums)
 
-    def avg_part(
-        sums: Any, gy: Any, tap: Any, weight: Any, at: int, number: int, left: int
-    ) -> Any:
+    def avg_part(sums: Any, gy: Any, tap: Any, weight: Any, at: int, number: int, left: int) -> Any:
         return fma(load_part(gy + at, left), weight, sums)
 
     step = inline(max_step if largest else avg_step)
@@ -242,7 +245,7 @@ def _grad(dtype: str, largest: bool) -> Callable[..., None]:
 def max_pool(device: Any, spec: Any, dtype: str, taps: bool) -> Callable[..., None]:
     """run(x, y, tap); tap is None without `taps`."""
     kernel = Kernel("pool_last_max", _max_forward, (("dtype", dtype), ("taps", taps)))
-    rows, columns = (spans(spec, axis) for axis in range(2))
+    rows, columns = (Fixed(spans(spec, axis)) for axis in range(2))
     numbers = _forward_numbers(spec)
     numbers.update(s_taps=spec.kernel[1])
     numbers.update(dilation_h=spec.dilation[0], dilation_w=spec.dilation[1])
@@ -250,11 +253,12 @@ def max_pool(device: Any, spec: Any, dtype: str, taps: bool) -> Callable[..., No
     return lambda x, y, tap: run(x, y, tap, rows, columns)
 
 
-def avg_pool(device: Any, spec: Any, dtype: str) -> Callable[..., None]:
-    """run(x, divisor, y): divisor (P, Q), of the dtype."""
+def avg_pool(device: Any, spec: Any, dtype: str, times: bool) -> Callable[..., None]:
+    """run(x, divisor, y): divisor (P, Q), of the dtype; what to multiply by if `times`."""
     kernel = Kernel("pool_last_avg", _avg_forward, (("dtype", dtype),))
-    rows, columns = (spans(spec, axis) for axis in range(2))
-    run = _prepared(device, kernel, spec, dtype, spec.y_shape, _forward_numbers(spec))
+    rows, columns = (Fixed(spans(spec, axis)) for axis in range(2))
+    numbers = {**_forward_numbers(spec), "times": int(times)}
+    run = _prepared(device, kernel, spec, dtype, spec.y_shape, numbers)
     return lambda x, divisor, y: run(x, divisor, y, rows, columns)
 
 
@@ -277,7 +281,7 @@ def _grad_run(device: Any, spec: Any, dtype: str, largest: bool) -> tuple[Any, A
         "out_h": spec.y_shape[2], "out_w": spec.y_shape[3], "s_taps": spec.kernel[1],
     }  # fmt: skip
     run = _prepared(device, kernel, spec, dtype, spec.x_shape, numbers)
-    return run, (*meetings(spec, 0), *meetings(spec, 1))
+    return run, [Fixed(table) for axis in range(2) for table in meetings(spec, axis)]
 
 
 def _forward_numbers(spec: Any) -> dict[str, int]:
@@ -294,7 +298,7 @@ def _prepared(
     """The launch for a result of `shape`, cut into tasks."""
     n, c, h, w = spec.x_shape
     count, size = shape[0] * shape[2], n * c * h * w
-    each = max(1, TASK * count // size)
+    each = pieces(device, count, size, dtype, max(1, TASK * count // size))
     unit = UNROLL * compiler.current().vector // (4 if dtype == "float32" else 8)
     block = c
     if count < 16:

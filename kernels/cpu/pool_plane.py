@@ -12,11 +12,26 @@ from typing import Any
 import numpy as np
 
 from gpuconv.kernels.cpu import compiler
-from gpuconv.kernels.cpu.compiler import I32P, I64, Data, Float, Kernel
+from gpuconv.kernels.cpu.compiler import I32P, I64, Data, Kernel
 
 SEVERAL = 1 << 15  # numbers of x from which a second thread is worth its start
-TASK = 1 << 14  # numbers of x a task should have at least
+TASK = 1 << 16  # numbers of x a task should have at least
 CACHED = 1 << 20  # bytes of an array that a processor's caches hold beside others
+
+
+class Fixed:
+    """A table that many launches take: contiguous, and its address asked for once."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = np.ascontiguousarray(array)
+        self.ctypes = _Place(self.array.ctypes.data)
+
+
+class _Place:
+    """What `array.ctypes` has of an array."""
+
+    def __init__(self, data: int) -> None:
+        self.data = data
 
 
 def supports(spec: Any) -> bool:
@@ -34,8 +49,9 @@ def _avg(dtype: str) -> Callable[..., None]:
     width = lanes(dtype)
 
     def avg(
-        task: I64, thread: I64, x: Data, divisor: Data, y: Data, planes: I64, each: I64, size: I64
-    ) -> None:
+        task: I64, thread: I64, x: Data, divisor: Data, y: Data, planes: I64, each: I64,
+        size: I64, times: I64,
+    ) -> None:  # fmt: skip
         zero = splat(x, 0.0)
         for plane in range(task * each, min(task * each + each, planes)):
             of = x + plane * size
@@ -50,7 +66,8 @@ def _avg(dtype: str) -> Callable[..., None]:
             while i < size:
                 v0 = v0 + load_part(of + i, size - i)
                 i += width
-            y[plane] = total((v0 + v1) + (v2 + v3)) / divisor[0]
+            value, by = total((v0 + v1) + (v2 + v3)), divisor[0]
+            y[plane] = value * by if times == 1 else value / by
 
     return avg
 
@@ -139,14 +156,13 @@ def max_pool(device: Any, spec: Any, dtype: str, taps: bool) -> Callable[..., No
     kernel = Kernel("pool_plane_max", _max, (("dtype", dtype),))
     item = 4 if dtype == "float32" else 8
     own = 4 * compiler.current().vector // item
-    return _prepared(
-        device, kernel, spec, dtype, scratch=own * item, own_size=own, taps=int(taps)
-    )
+    return _prepared(device, kernel, spec, dtype, scratch=own * item, own_size=own, taps=int(taps))
 
 
-def avg_pool(device: Any, spec: Any, dtype: str) -> Callable[..., None]:
-    """run(x, divisor, y): divisor of the dtype, its first number counts."""
-    return _prepared(device, Kernel("pool_plane_avg", _avg, (("dtype", dtype),)), spec, dtype)
+def avg_pool(device: Any, spec: Any, dtype: str, times: bool) -> Callable[..., None]:
+    """run(x, divisor, y): divisor one number of the dtype; what to multiply by if `times`."""
+    kernel = Kernel("pool_plane_avg", _avg, (("dtype", dtype),))
+    return _prepared(device, kernel, spec, dtype, times=int(times))
 
 
 def max_pool_grad(device: Any, spec: Any, dtype: str) -> Callable[..., None]:
@@ -157,7 +173,7 @@ def max_pool_grad(device: Any, spec: Any, dtype: str) -> Callable[..., None]:
 
 
 def avg_pool_grad(device: Any, spec: Any, dtype: str) -> Callable[..., None]:
-    """run(gy, weight, gx): weight of the dtype, one over the divisor."""
+    """run(gy, weight, gx): weight one number of the dtype, one over the divisor."""
     kernel = Kernel("pool_plane_grad", _grad, (("dtype", dtype), ("largest", False)))
     run = _prepared(device, kernel, spec, dtype)
     return lambda gy, weight, gx: run(gy, None, weight, gx)

@@ -9,6 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gpuconv.kernels.cpu.vector import I32, I64, Tile, _load, _load_part, width
@@ -112,3 +113,17 @@ def rows_at(typingctx: Any, p: Any, table: Any, count: Any) -> Any:
         return context.make_tuple(builder, result, each)
 
     return result(p, table, count), codegen
+
+
+@intrinsic(prefer_literal=True)
+def rows_from(typingctx: Any, p: Any, step: Any, count: Any, rows: Any) -> Any:
+    """A tuple of `rows` pointers p + i * step, from i = `count` on the last one again."""
+    result = types.UniTuple(p, int(rows.literal_value))
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        at, by, many, _ = arguments
+        starts = (builder.mul(_least(builder, i, many), by) for i in range(len(result)))
+        each = [builder.gep(at, [start]) for start in starts]
+        return context.make_tuple(builder, result, each)
+
+    return result(p, types.int64, types.int64, rows), codegen

@@ -699,19 +699,57 @@ def load_row_part(typingctx: Any, like: Any, p: Any, count: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         tile_of, p_at, number = arguments
-        kind = _vector(like.dtype, like.count)
+        kind, masks = _vector(like.dtype, like.count), _masks(builder, number, like)
         name = f"llvm.masked.load.{_suffix(like)}.p0{_suffix(like)}"
 
         def read(old: Any, row: int, v: int) -> Any:
             at = builder.bitcast(builder.gep(p_at, [I64(v * like.count)]), kind.as_pointer())
-            mask = _mask(builder, builder.sub(number, I64(v * like.count)), like.count)
-            masked = ir.FunctionType(kind, [at.type, I32, mask.type, kind])
+            masked = ir.FunctionType(kind, [at.type, I32, masks[v].type, kind])
             call = cgutils.get_or_insert_function(builder.module, masked, name)
-            return builder.call(call, [at, I32(_align(like)), mask, old])
+            return builder.call(call, [at, I32(_align(like)), masks[v], old])
 
         return _each(builder, like, tile_of, read)
 
     return like(like, p, types.int64), codegen
+
+
+@intrinsic
+def store_row_part(typingctx: Any, p: Any, value: Any, count: Any) -> Any:
+    """The first `count` numbers of a tile of one row to p, and nothing beyond."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        p_at, row, number = arguments
+        kind, masks = _vector(value.dtype, value.count), _masks(builder, number, value)
+        name = f"llvm.masked.store.{_suffix(value)}.p0{_suffix(value)}"
+        for v, mask in enumerate(masks):
+            at = builder.bitcast(builder.gep(p_at, [I64(v * value.count)]), kind.as_pointer())
+            masked = ir.FunctionType(ir.VoidType(), [kind, at.type, I32, mask.type])
+            call = cgutils.get_or_insert_function(builder.module, masked, name)
+            builder.call(call, [builder.extract_value(row, v), at, I32(_align(value)), mask])
+        return context.get_dummy_value()
+
+    return types.void(p, value, types.int64), codegen
+
+
+def _masks(builder: Any, count: Any, kind: Any) -> list[Any]:
+    """The first `count` numbers of a row of vectors: a mask of each, of lanes.
+
+    AVX-512 has registers for masks: they are made as bits of one number. Others compare lanes.
+    """
+    width = kind.vectors * kind.count
+    if current().name != "avx512" or width > 64:
+        lanes = range(kind.vectors)
+        return [_mask(builder, builder.sub(count, I64(v * kind.count)), kind.count) for v in lanes]
+    some = builder.icmp_signed(">", count, I64(0))
+    idle = builder.sub(I64(width), count)
+    idle = builder.select(builder.icmp_signed(">", idle, I64(0)), idle, I64(0))
+    bits = builder.lshr(I64((1 << width) - 1), builder.select(some, idle, I64(0)))
+    bits = builder.select(some, bits, I64(0))
+    narrow, mask = ir.IntType(kind.count), ir.VectorType(ir.IntType(1), kind.count)
+    return [
+        builder.bitcast(builder.trunc(builder.lshr(bits, I64(v * kind.count)), narrow), mask)
+        for v in range(kind.vectors)
+    ]
 
 
 @intrinsic
@@ -860,7 +898,8 @@ def exp_negative(typingctx: Any, a: Any) -> Any:
     is below a tenth of a rounding; 2^n is made of the bits of n, in two factors, since n may be
     below the least exponent. log 2 is in two parts, the first of few bits, so that n times it is
     exact. Source: Cody and Waite, "Software manual for the elementary functions" (1980), chapter 6.
-    At most 1 unit in the last place off where the result is not subnormal.
+    At most 1 unit in the last place off (2 without fused multiply-add) where the result is not
+    subnormal.
     """
     single = a.dtype.bitwidth == 32
     mantissa, bias, degree = (23, 127, 7) if single else (52, 1023, 13)

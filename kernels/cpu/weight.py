@@ -27,10 +27,11 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.kernels.cpu import weight_lanes
 from gpuconv.kernels.cpu.compiler import I32P, I64, I64P, Data, Kernel, current
 
 SUMS = 3 << 18  # bytes of a task's sums
-PIXELS = 384  # of a unit, about
+PIXELS = 192  # of a unit, about
 TASKS = 8  # at least, if there is work for them
 PIECE = 1 << 14  # numbers of gw that a task of the second launch adds up
 
@@ -160,17 +161,21 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
                     for i in range(count * runs):
                         at = (image + i // runs) * p_all * q_all + (p0 + i % runs) * q_all + q0
                         to = base + i * length * kw
-                        for u in range(v, min(v + size, v_end)):
+                        for u in range(v, v + size):
                             k = group * kg + u * n
                             real = min(n, kg - u * n)
-                            if last == 0:
+                            beside = to + (u - v) * n
+                            if u >= v_end:
+                                for pixel in range(length):
+                                    store(beside + pixel * kw, splat(gy, 0.0))
+                            elif last == 0:
                                 start = (image + i // runs) * outputs * p_all * q_all
                                 start += k * p_all * q_all + (p0 + i % runs) * q_all + q0
-                                panel(to + (u - v) * n, kw, gy + start, p_all * q_all, real, length)
+                                panel(beside, kw, gy + start, p_all * q_all, real, length)
                             else:
                                 for pixel in range(length):
                                     value = load_part(gy + (at + pixel) * outputs + k, real)
-                                    store(to + pixel * kw + (u - v) * n, value)
+                                    store(beside + pixel * kw, value)
                     v += size
 
             # x, with its padding, if tiles mix taps
@@ -181,7 +186,7 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
                 step_x, step_y, image_x = stride_w * channels, stride_h * w * channels, h * w * channels
                 origin = x + image * h * w * channels + group * cg
             origin = origin + (p0 * step_y + q0 * step_x)
-            if copied != 0:
+            if copied == 1:
                 planes, each = channels, 1
                 if last != 0:
                     planes, each = 1, channels
@@ -197,14 +202,39 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
                     for y in range(lines):
                         row = p0 * stride_h - top + y
                         to = x_copy + (i * full_lines + y) * full
-                        if row < 0 or row >= h:
-                            clear(to, line)
-                        else:
-                            clear(to, before)
+                        clear(to, line)
+                        if row >= 0 and row < h:
                             copy(to + before, start + row * w * each, inside)
-                            clear(to + before + inside, line - before - inside)
                 origin = x_copy
                 step_x, step_y, image_x = stride_w * each, stride_h * full, planes * full_lines * full
+
+            if copied == 2:
+                y_step, x_step = 1, 1
+                if reach_h == 1:
+                    y_step = stride_h
+                if reach_w == 1:
+                    x_step = stride_w
+                step_x = stride_w // x_step * rows
+                line = ((span - 1) * stride_w + reach_w + x_step - 1) // x_step * rows
+                step_y = stride_h // y_step * line
+                lines = ((band - 1) * stride_h + reach_h + y_step - 1) // y_step
+                image_x = lines * line
+                x0, y0 = q0 * stride_w - left, p0 * stride_h - top
+                c_first = tile_first // taps
+                for i in range(count):
+                    for y in range((height - 1) * stride_h // y_step + reach_h):
+                        row = y0 + y * y_step
+                        if row >= 0 and row < h:
+                            start = x + ((image + i) * h + row) * w * channels + group * cg
+                            for c in range(c_first, tile_end // taps):
+                                many = min(rows, cg - c * rows)
+                                to = x_copy + ((c - c_first) * images + i) * image_x + y * line
+                                for q in range((width - 1) * stride_w // x_step + reach_w):
+                                    col = x0 + q * x_step
+                                    if col >= 0 and col < w:
+                                        value = load_part(start + (col * channels + c * rows), many)
+                                        store_part(to + q * rows, value, many)
+                origin = x_copy + -c_first * images * image_x
 
             # the pixels that each tap sees, if they are others than in the last unit
             place = -1
@@ -226,6 +256,8 @@ def _outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]
                                 m += 2
                     lengths[l] = m // 2
                 listed = place
+                if count != images or height != band:
+                    listed = -2
 
             v = v_first
             while v < v_end:
@@ -307,8 +339,12 @@ def grad_weight(device: Any, spec: Any, dtype: str, last: bool) -> Callable[...,
     kg = outputs // spec.groups
     vectors = -(-kg // n)
     rows, wide, narrow = _tile(vectors)
+    share = kg / (vectors * n) * (0.6 if vectors == 1 else 0.8)
+    if weight_lanes.fill(spec, dtype) * 0.75 > share:
+        return weight_lanes.grad_weight(device, spec, dtype, last)
     mixed, copied = _mixes(spec, rows)
-    table, order = _table(spec, last, rows, mixed, copied)
+    panelled = last and not mixed and channels * np.dtype(dtype).itemsize > 64
+    table, order = _table(spec, last, rows, mixed, copied, panelled)
     tiles, taps = len(table), r_all * s_all
     column, column_j = (1, rows) if mixed else (taps, rows * taps)  # tiles that stay together
 
@@ -327,6 +363,9 @@ def grad_weight(device: Any, spec: Any, dtype: str, last: bool) -> Callable[...,
     if copied:
         lines, line = (band - 1) * spec.stride[0] + reach_h, (span - 1) * spec.stride[1] + reach_w
         x_copy = -(-images * channels * lines * line // 16) * 16
+    elif panelled:
+        lines, line = _lines(spec)
+        x_copy = -(-images * columns_each * lines * line * rows // 16) * 16
     at_lists = panels + x_copy + columns_each * column * rows * k_pad * n
     lists = 1 if mixed else taps
     own = at_lists + lists * (2 * images * band * span + 1)  # 4 bytes each, or more
@@ -342,7 +381,7 @@ def grad_weight(device: Any, spec: Any, dtype: str, last: bool) -> Callable[...,
         left=spec.padding[1][0], reach_h=reach_h, reach_w=reach_w, images=images, band=band,
         span=span, chunks=chunks, k_cut=k_cut, j_cut=j_cut, k_each=k_each,
         j_each=columns_each * column_j, tiles_each=columns_each * column, tiles_all=tiles,
-        packed=int(packed), copied=int(copied), at_x=panels, at_sums=panels + x_copy,
+        packed=int(packed), copied=2 if panelled else int(copied), at_x=panels, at_sums=panels + x_copy,
         at_lists=at_lists, lists=lists, p_inner=p_inner, p_outer=p_outer, own=own,
     )  # fmt: skip
     size = outputs * cg * taps
@@ -365,10 +404,8 @@ def grad_weight(device: Any, spec: Any, dtype: str, last: bool) -> Callable[...,
 def _tile(vectors: int) -> tuple[int, int, int]:
     """(rows, vectors of a wide tile, of a narrow one) for outputs of so many vectors a pixel."""
     if current().registers < 32:
-        return (6, 1, 1) if vectors == 1 else (6, 2, 1) if vectors % 2 else (6, 2, 2)
-    if vectors == 1:
-        return 8, 1, 1
-    return (8, 2, 2) if vectors in (2, 4) else (8, 3, 3) if vectors % 3 == 0 else (8, 3, 2)
+        return 6, 2, 1
+    return (8, 1, 1) if vectors == 1 else (8, 3, 2)
 
 
 def _mixes(spec: Any, rows: int) -> tuple[bool, bool]:
@@ -421,9 +458,20 @@ def _cut(
     return best[1]
 
 
+def _lines(spec: Any) -> tuple[int, int]:
+    """Rows and columns of x that are copied for a unit; of 1x1, those that are used."""
+    found = []
+    for size, kernel, step, dilation in zip(
+        _unit(spec)[1:], spec.kernel, spec.stride, spec.dilation, strict=True
+    ):
+        reach = (kernel - 1) * dilation + 1
+        found.append(size if reach == 1 else (size - 1) * step + reach)
+    return found[0], found[1]
+
+
 @cache
 def _table(
-    spec: Any, last: bool, rows: int, mixed: bool, copied: bool
+    spec: Any, last: bool, rows: int, mixed: bool, copied: bool, panelled: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each tile, where its rows begin in x and its first and last rows and columns of y.
 
@@ -444,6 +492,11 @@ def _table(
         lines = (band - 1) * spec.stride[0] + (r_all - 1) * spec.dilation[0] + 1
         line = (span - 1) * spec.stride[1] + (s_all - 1) * spec.dilation[1] + 1
     offsets = (y * line + x) * spec.x_shape[1] + c if last else (c * lines + y) * line + x
+    if panelled:
+        lines, line = _lines(spec)
+        y, x = r * spec.dilation[0], s * spec.dilation[1]
+        size = _unit(spec)[0] * lines * line * rows
+        offsets = c // rows * size + (y * line + x) * rows + c % rows
     table = np.zeros((tiles * rows, 1), np.int64)
     table[:] = offsets[-1] if mixed else 0
     table[order, 0] = offsets

@@ -49,20 +49,44 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
 
     from gpuconv.kernels.cpu.square import square, transposed
     from gpuconv.kernels.cpu.vector import (
-        add_row, add_tile_part, address, lanes, load, load_part, maximum, outer, relu_tile, splat,
-        store, store_part, store_tile, store_tile_part, tile,
+        add_row,
+        add_tile_part,
+        address,
+        lanes,
+        load,
+        load_part,
+        maximum,
+        outer,
+        relu_tile,
+        splat,
+        store,
+        store_part,
+        store_tile,
+        store_tile_part,
+        tile,
     )  # fmt: skip
     from gpuconv.kernels.cpu.winograd_transform import (
-        add_blocks, planes, planes_part, store_blocks, transforms,
+        add_blocks,
+        planes,
+        planes_part,
+        store_blocks,
+        transforms,
     )  # fmt: skip
 
     count = lanes("float32")
     wide = vectors * count
     all_xi = (size + 2) ** 2
     v_block = all_xi * rows * count  # numbers of V in a panel and block; M's blocks are alike
-    u_block = all_xi * count * wide
+    few = count // 2
+    u_part = all_xi * few * wide  # of so few channels that its pages fit the processor's tables
+    u_block = 2 * u_part
     filter_tile, input_tile, inverse_tile = transforms(size)
-    device = njit(error_model="numpy")
+    mark = f"_{current().name}_{size}_{rows}_{vectors}"
+
+    def device(function: Any) -> Any:
+        # Until the compiler makes a kernel's body internal: one symbol for each set of constants.
+        function.__qualname__ += mark
+        return njit(error_model="numpy")(function)
 
     def product(tiles: int) -> Any:
         @device
@@ -70,10 +94,15 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
             """One tile of registers of M for one xi, or more added to it."""
             acc = tile(m, tiles, vectors)
             while channels >= count:
-                for c in range(count):
+                for c in range(few):
                     acc = outer(acc, v + c, count, u + c * wide)
-                v, u, channels = v + v_block, u + u_block, channels - count
+                u = u + u_part
+                for c in range(few):
+                    acc = outer(acc, v + (few + c), count, u + c * wide)
+                v, u, channels = v + v_block, u + u_part, channels - count
             for c in range(channels):
+                if c == few:
+                    u = u + (u_part - few * wide)
                 acc = outer(acc, v + c, count, u + c * wide)
             if more:
                 acc = add_blocks(acc, m, v_block)
@@ -125,7 +154,8 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
             if outputs <= 0:
                 for xi in range(all_xi):
                     for i in range(inner):
-                        store(to + (xi * count + i) * wide, splat(u, 0))
+                        at_i = to + (i // few * u_part + i % few * wide)
+                        store(at_i + xi * few * wide, splat(u, 0))
             else:
                 at = w + (k0 * k_step + c0 * c_step)
                 if c_step == 9:
@@ -137,7 +167,8 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
                     taps, step = spare + i * 9 * count, count
                     if flip:
                         taps, step = taps + 8 * count, -count
-                    filter_tile(taps, 3 * step, step, to + i * wide, count * wide)
+                    at_i = to + (i // few * u_part + i % few * wide)
+                    filter_tile(taps, 3 * step, step, at_i, few * wide)
 
     @device
     def fetch(
@@ -217,7 +248,7 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
             for panel in range(panels):
                 m_at = m + (panel * vectors * v_block + xi * rows * count)
                 v_at = v + xi * rows * count
-                u_at = u + (panel * u_blocks * u_block + xi * count * wide)
+                u_at = u + (panel * u_blocks * u_block + xi * few * wide)
                 left = tiles
                 while left > 0:
                     if left > r2:
@@ -376,6 +407,7 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
                     )  # fmt: skip
             panel += now
 
+    winograd.__qualname__ += mark
     return winograd
 
 

@@ -25,7 +25,6 @@ from numba.extending import intrinsic
 from gpuconv.kernels.cpu.cook_toom import matrices
 from gpuconv.kernels.cpu.transforms import _apply, _shuffle, both_sides
 from gpuconv.kernels.cpu.vector import (
-    I32,
     I64,
     Tile,
     Vector,

@@ -186,9 +186,9 @@ def test_nothing_beyond_results(
         set_num_threads(count)
         (y, y_all), (gx, gx_all) = (guarded(shape, "float32", last) for _ in range(2))
         mean, var, gw, gb = (np.full(shape[1] + 2, np.nan, "float32") for _ in range(4))
-        run = norm.forward(DEVICE, shape, "float32", last, 1e-5)
+        run = norm.forward(DEVICE, shape, "float32", last, count, 1e-5)
         stats = run(x, w, b, y, mean[1:-1], var[1:-1])
-        run = norm.backward(DEVICE, shape, "float32", last)
+        run = norm.backward(DEVICE, shape, "float32", last, count)
         run(gy, x, stats, w, gx, gw[1:-1], gb[1:-1])
         for result, whole in ((y, y_all), (gx, gx_all)):
             assert np.isfinite(result).all()
@@ -222,12 +222,14 @@ def test_the_operation(be: Any, rng: np.random.Generator, shape: Any, last: bool
 def test_cuts_cover_everything_once(isa: str, name: str) -> None:
     shape = SHAPES[name]
     for dtype in ("float32", "float64"):
-        cut = norm._planes(shape, dtype)
-        assert (cut["parts"] - 1) * cut["per"] < cut["pieces"] <= cut["parts"] * cut["per"]
-        assert cut["pieces"] * cut["size"] >= shape[0] * int(np.prod(shape[2:]))
-        _, cut, _ = norm._rows(shape, dtype)
-        assert cut["V"] * cut["rows"] + cut["tail"] == int(np.prod(shape))
-        assert (cut["parts"] - 1) * cut["per"] < cut["rows"] <= cut["parts"] * cut["per"]
+        for threads in (1, 2, 7):
+            cut = norm._planes(shape, dtype, threads)
+            assert (cut["parts"] - 1) * cut["per"] < cut["pieces"] <= cut["parts"] * cut["per"]
+            assert cut["pieces"] * cut["size"] >= shape[0] * int(np.prod(shape[2:]))
+            _, cut, tasks = norm._rows(shape, dtype, threads)
+            assert cut["V"] * cut["rows"] + cut["tail"] == int(np.prod(shape))
+            assert (cut["parts"] - 1) * cut["per"] < cut["rows"] <= cut["parts"] * cut["per"]
+            assert tasks[0][0] * cut["many"] >= cut["parts"]
 
 
 def test_kernels_take_it(rng: np.random.Generator, monkeypatch: Any) -> None:

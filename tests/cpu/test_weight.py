@@ -1,0 +1,110 @@
+"""The direct gradient by weight: any convolution, around the edges of its tiles, units and lanes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpuconv.kernels.cpu import weight, weight_lanes
+from gpuconv.shapes import ConvSpec
+from tests.cpu.conftest import PASSES, check_conv, launched, numbers
+
+# x_shape, w_shape, stride, padding, dilation, groups
+CASES: list[tuple[Any, ...]] = [
+    ((1, 1, 1, 1), (1, 1, 1, 1), 1, 0, 1, 1),
+    ((1, 1, 28, 28), (6, 1, 5, 5), 1, 2, 1, 1),
+    ((3, 6, 14, 14), (16, 6, 5, 5), 1, 0, 1, 1),
+    ((7, 3, 32, 32), (32, 3, 3, 3), 1, 1, 1, 1),
+    ((2, 3, 45, 47), (64, 3, 7, 7), 2, 3, 1, 1),
+    ((1, 3, 67, 70), (64, 3, 11, 11), 4, 2, 1, 1),
+    ((5, 16, 32, 32), (16, 16, 3, 3), 1, 1, 1, 1),
+    ((3, 16, 17, 16), (32, 16, 3, 3), 2, 1, 1, 1),
+    ((3, 64, 8, 8), (64, 64, 3, 3), 1, 1, 1, 1),
+    ((2, 128, 7, 7), (48, 128, 3, 3), 1, 1, 1, 1),
+    ((2, 32, 11, 12), (96, 32, 1, 1), 2, 0, 1, 1),
+    ((2, 40, 9, 9), (80, 40, 1, 1), 1, 1, 1, 1),
+    ((1, 33, 10, 9), (33, 33, 3, 3), (1, 2), ((0, 1), (2, 0)), (2, 1), 1),
+    ((2, 24, 12, 13), (49, 24, 2, 3), (2, 1), ((1, 2), (0, 3)), (1, 2), 1),
+    ((2, 15, 9, 9), (15, 15, 3, 1), 1, (1, 0), 1, 1),
+    ((2, 17, 9, 9), (17, 17, 1, 3), 1, (0, 1), 1, 1),
+    ((2, 4, 6, 5), (4, 4, 6, 5), 1, 0, 1, 1),
+    ((2, 4, 6, 5), (100, 4, 3, 3), 1, 4, 1, 1),
+    ((2, 6, 9, 8), (8, 3, 3, 3), 1, 1, 1, 2),
+    ((2, 33, 9, 8), (66, 11, 3, 3), 2, ((1, 0), (0, 1)), 1, 3),
+    ((2, 64, 9, 8), (32, 16, 2, 2), 1, 0, 1, 4),
+    ((1, 3, 2, 1700), (5, 3, 2, 3), 1, 1, 1, 1),
+    ((1, 16, 3, 900), (16, 16, 3, 3), 1, 1, 1, 1),
+    ((1, 24, 3, 900), (20, 24, 1, 3), (1, 1), ((0, 0), (1, 1)), 1, 1),
+    ((9, 9, 7, 6), (7, 9, 3, 3), 1, 1, 1, 1),
+]
+
+
+def _spec(x: Any, w: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> ConvSpec:
+    return ConvSpec.infer(x, w, stride, padding, dilation, groups)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_cases(isa: str, case: tuple[Any, ...], last: bool) -> None:
+    check_conv(weight, "grad_weight", _spec(*case), last)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("case", CASES[1::4], ids=str)
+def test_float64(isa: str, case: tuple[Any, ...], last: bool) -> None:
+    check_conv(weight, "grad_weight", _spec(*case), last, "float64")
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("k", [1, 15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 65, 80, 113])
+@pytest.mark.parametrize("c", [1, 3, 7, 8, 9, 33])
+def test_around_tiles(c: int, k: int, last: bool) -> None:
+    check_conv(weight, "grad_weight", ConvSpec.infer((2, c, 6, 7), (k, c, 3, 2), 1, 1), last)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("shape", [(3, 18, 21), (9, 19, 20), (2, 21, 18), (5, 40, 33)], ids=str)
+@pytest.mark.parametrize("c", [3, 16, 24])
+def test_around_units(c: int, shape: tuple[int, int, int], last: bool) -> None:
+    n, h, w = shape
+    for k in (16, 40):
+        check_conv(weight, "grad_weight", ConvSpec.infer((n, c, h, w), (k, c, 3, 3), 1, 1), last)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_many_tasks(last: bool) -> None:
+    """Enough work that k, j and pixels are cut."""
+    for x, w, stride in [((4, 256, 14, 14), (256, 256, 3, 3), 1), ((1, 64, 56, 56), (128, 64, 1, 1), 2)]:
+        check_conv(weight, "grad_weight", ConvSpec.infer(x, w, stride, w[2] // 2), last)
+
+
+def test_which_kernel_takes_few_outputs() -> None:
+    few = ConvSpec.infer((2, 16, 32, 32), (16, 16, 3, 3), 1, 1)
+    many = ConvSpec.infer((2, 16, 32, 32), (256, 16, 3, 3), 1, 1)
+    assert weight_lanes.fill(few, "float32") > 0.9
+    assert weight_lanes.fill(ConvSpec.infer((2, 1, 9, 9), (6, 1, 5, 5)), "float32") == 0
+    assert weight_lanes.fill(many, "float32") > 0.9
+    for which in PASSES:
+        assert weight.supports(few, "float32", which) == (which == "grad_weight")
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("sizes", [(16, 16), (3, 20), (24, 40)], ids=str)
+def test_infinities_reach_what_they_touch(sizes: tuple[int, int], last: bool) -> None:
+    """An infinite number of x or gy touches the taps that see it, and no others."""
+    c, k = sizes
+    spec = ConvSpec.infer((2, c, 9, 9), (k, c, 3, 3), 2, 1)
+    x, gy = numbers(0, *spec.x_shape).astype("f"), numbers(1, *spec.y_shape).astype("f")
+    x[1, 2, 4, 4], gy[0, 3, 0, 0] = np.inf, np.nan
+    if last:
+        x, gy = (np.moveaxis(np.ascontiguousarray(np.moveaxis(a, 1, -1)), -1, 1) for a in (x, gy))
+    found = launched(weight.grad_weight, (gy, x), spec.w_shape, False, spec, "float32", last)
+    expected = np.zeros(spec.w_shape, bool)
+    expected[:, 2, 1::2, 1::2] = expected[:, 2, 0::2, 0::2] = False
+    for r in range(3):
+        for s in range(3):
+            if (4 + 1 - r) % 2 == 0 and (4 + 1 - s) % 2 == 0:
+                expected[:, 2, r, s] = True
+    expected[3] = True
+    assert (np.isfinite(found[expected]) == False).all() or last is None  # noqa: E712
+    assert np.isfinite(found[~expected]).all()

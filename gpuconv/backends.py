@@ -22,6 +22,7 @@ from gpuconv import driver
 from gpuconv.errors import DeviceError, DtypeError
 from gpuconv.reference.activation import Activation
 from gpuconv.reference.conv import Conv
+from gpuconv.reference.linear import Linear
 from gpuconv.reference.loss import Loss
 from gpuconv.reference.norm import Norm
 from gpuconv.reference.pool import Pool
@@ -36,7 +37,7 @@ _chosen: ContextVar["Backend | None"] = ContextVar("gpuconv_backend", default=No
 _log = logging.getLogger("gpuconv")
 
 
-class Backend(Conv, Pool, Norm, Activation, Loss, Step):
+class Backend(Conv, Linear, Pool, Norm, Activation, Loss, Step):
     """Every operation in array code over the module `xp` (NumPy, CuPy).
 
     Contract: arguments are validated, of one dtype and on this device; results are new arrays;

@@ -13,13 +13,14 @@ from gpuconv.backends import Array, Backend
 from gpuconv.cpu.activation import CpuActivation
 from gpuconv.cpu.conv import CpuConv
 from gpuconv.cpu.device import DEVICE
+from gpuconv.cpu.linear import CpuLinear
 from gpuconv.cpu.pool import CpuPool
 from gpuconv.cpu.train import CpuTrain
 from gpuconv.reference.conv import is_channels_last
 from gpuconv.shapes import Ints, remember
 
 
-class CpuBackend(CpuActivation, CpuConv, CpuPool, CpuTrain, Backend):
+class CpuBackend(CpuActivation, CpuConv, CpuLinear, CpuPool, CpuTrain, Backend):
     """NumPy arrays, computed by `gpuconv.kernels.cpu` on several threads."""
 
     def __init__(self) -> None:

@@ -1,10 +1,12 @@
 """The threads that compute: the one that asks, and helpers that sleep when there is nothing to do.
 
 Helpers are threads of Python's that spend their time in compiled code, without the interpreter's
-lock. They begin with the first job that is worth several threads, stay awake for `AWAKE` turns
-after each (some 50 microseconds), and end with the process. They are gpuconv's own: no setting of
-the process changes, other libraries' threads find idle processors, and a fork is harmless: the
-child begins with none.
+lock. They begin with the first job that is worth several threads, and end with the process. After
+each job a helper stays awake: for some 50 microseconds without a pause, then for about a
+millisecond in which it lets any other thread have its processor, then it sleeps. (One that slept is
+woken, more often than not, on the processor of the one who computes, and both wait for each other.)
+They are gpuconv's own: no setting of the process changes, other libraries' threads find processors,
+and a fork is harmless: the child begins with none.
 """
 
 import atexit
@@ -18,11 +20,11 @@ import numpy as np
 from gpuconv.errors import ArgumentError
 from gpuconv.kernels.cpu import compiler, threads
 
-AWAKE = 2000
+AWAKE, READY = 2000, 2000  # turns
 _FOR_RUN = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_char_p
 )
-_FOR_SERVE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3)
+_FOR_SERVE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
 
 
 class Team:
@@ -90,7 +92,7 @@ class Helper:
             self.gate.acquire()
             if self.stopped:
                 return
-            self.serve(self.spare, self.spare, self.address, self.number, AWAKE)
+            self.serve(self.spare, self.spare, self.address, self.number, AWAKE, READY)
             self.asleep = True
 
 
@@ -109,8 +111,10 @@ def set_num_threads(count: int) -> None:
     The default is $OMP_NUM_THREADS, or the processors that this process may use.
     """
     global _count
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 1024:
-        raise ArgumentError(f"set_num_threads: count={count!r} must be an integer from 1 to 1024")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= threads.MOST:
+        raise ArgumentError(
+            f"set_num_threads: count={count!r} must be an integer from 1 to {threads.MOST}"
+        )
     _count = count
 
 

@@ -72,7 +72,7 @@ class CpuTrain(Norm, Loss, Step):
         if dtype is None or not loss.supports(x.shape):
             return super().softmax_cross_entropy(x, target, w, ignore_index, smoothing)
         x, last = self.dense(x)
-        losses, peaks, sums = (self.device.empty(target.shape, dtype) for _ in range(3))
+        losses, peaks, sums = (np.empty(target.shape, dtype) for _ in range(3))
         key = x.shape, dtype, last, ignore_index, smoothing
         run, w_sum = self.plan(loss.forward, *key), _sum(w, smoothing)
         run(x, self.contiguous(target), self.contiguous(w), w_sum, losses, peaks, sums)
@@ -183,8 +183,7 @@ class CpuTrain(Norm, Loss, Step):
         last = not w.flags.carray  # in order of its axes, aligned, and writable
         for each in (w, *state):
             if each is not None and (
-                each.dtype != dtype
-                or not (_lies_last(each) if last else each.flags.carray)
+                each.dtype != dtype or not (_lies_last(each) if last else each.flags.carray)
             ):
                 return None
         if not last:

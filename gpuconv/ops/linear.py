@@ -64,19 +64,15 @@ class Linear(Function):
             raise ArgumentError(f"linear: the bias {b.shape} must be ({w.shape[0]},)")
         self.x: Any = x if self.needs[1] else None
         self.w: Any = w if self.needs[0] else None
-        self.w_shape = w.shape
         self.macs = prod(x.shape) * w.shape[0]
-        y = be.xp.matmul(x, w.T)
-        if b is not None:
-            y += b
-        return y
+        return be.linear(x, w, b)
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
         rows = gy.reshape(-1, gy.shape[-1])
         need_x, need_w, need_b = self.needs
         return (
-            be.xp.matmul(gy, self.w) if need_x else None,
-            be.xp.matmul(rows.T, self.x.reshape(-1, self.w_shape[1])) if need_w else None,
+            be.linear_grad_input(gy, self.w) if need_x else None,
+            be.linear_grad_weight(gy, self.x) if need_w else None,
             be.bias_gradient(rows) if need_b else None,
         )
 

@@ -19,5 +19,5 @@ class Activation:
         return self.xp.where(y <= 0, self.xp.zeros_like(gy), gy)
 
     def add(self, a: Array, b: Array) -> Array:
-        """a + b, of one shape and dtype."""
+        """a + b, of one shape."""
         return a + b

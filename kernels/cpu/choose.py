@@ -11,7 +11,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpuconv.kernels.cpu.vector import I32, I64, Vector, _splat, _vector
+from gpuconv.kernels.cpu.vector import I32, Vector, _mask, _splat, _vector
 
 
 def _zero(kind: Any) -> Any:
@@ -112,11 +112,6 @@ def load_ints(typingctx: Any, like: Any, p: Any) -> Any:
     return result(like, p), codegen
 
 
-def _masked(builder: Any, count: Any, lanes: int) -> Any:
-    steps = ir.Constant(ir.VectorType(I64, lanes), list(range(lanes)))
-    return builder.icmp_signed("<", steps, _splat(builder, count, lanes))
-
-
 @intrinsic
 def load_ints_part(typingctx: Any, like: Any, p: Any, count: Any) -> Any:
     """As `load_ints`, the first `count` of them, then zeros; nothing beyond is read."""
@@ -125,7 +120,7 @@ def load_ints_part(typingctx: Any, like: Any, p: Any, count: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, p_at, number = arguments
         kind = _vector(types.int32, result.count)
-        mask = _masked(builder, number, result.count)
+        mask = _mask(builder, number, result.count)
         name = f"llvm.masked.load.v{result.count}i32.p0v{result.count}i32"
         function = ir.FunctionType(kind, [kind.as_pointer(), I32, mask.type, kind])
         call = cgutils.get_or_insert_function(builder.module, function, name)
@@ -141,7 +136,7 @@ def store_ints_part(typingctx: Any, p: Any, value: Any, count: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         p_at, vector, number = arguments
-        mask = _masked(builder, number, value.count)
+        mask = _mask(builder, number, value.count)
         name = f"llvm.masked.store.v{value.count}i32.p0v{value.count}i32"
         kind = vector.type
         function = ir.FunctionType(ir.VoidType(), [kind, kind.as_pointer(), I32, mask.type])

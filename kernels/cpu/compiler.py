@@ -40,7 +40,7 @@ Data = Annotated[Any, "data*"]
 I64 = Annotated[Any, "int64"]
 Float = Annotated[Any, "float64"]
 
-FORMAT = 2
+FORMAT = 3
 MAGIC = b"gpuconv cpu kernel 1\n"
 TOOLS = ("numba", "llvmlite")
 # What the machine code may need of the process: C's mathematics and memory.
@@ -170,6 +170,9 @@ def build(kernel: Kernel, isa: Isa) -> tuple[str, bytes]:
         foreign = item.is_declaration and not item.name.startswith("llvm.")
         if foreign and not EXTERNAL.fullmatch(item.name):
             raise CompileError(f"kernel {kernel.name}: it needs {item.name}; kernels call none")
+        if not item.is_declaration and item.name != entry:
+            # Numba's names are unique in one process only; here objects of several meet.
+            item.linkage = "internal"
     return entry, _machine(isa).emit_object(module)
 
 

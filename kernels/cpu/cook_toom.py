@@ -5,8 +5,8 @@ n = m + r - 1 products instead of m r:
 
     y = AT [ (G g) * (BT d) ]            with * element by element
 
-Multiplying polynomials g(x) e(x) of r and m coefficients needs their values at n points only, one of
-them infinity (the leading coefficient); AT and G are these evaluations. The correlation is the
+Multiplying polynomials g(x) e(x) of r and m coefficients needs their values at n points only, one
+of them infinity (the leading coefficient); AT and G are these evaluations. The correlation is the
 transpose of that product, as a function of e, hence BT the transpose of the interpolation. In two
 dimensions both axes are transformed. (Lavin and Gray, arXiv 1509.09308; points and their accuracy:
 Barabasz, Anderson, Soodhalter and Gregg, arXiv 1803.10986.)

@@ -321,8 +321,7 @@ def tall(window: Any) -> int:
     """How many rows of the output the rolling kernels have in registers."""
     if current().registers < 32:
         return 1
-    import os
-    return int(os.environ.get("TALL", "4")) if window[0] == 3 else 2
+    return 2 if window[0] > 3 else 4
 
 
 def by_pixels(

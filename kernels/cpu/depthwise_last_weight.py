@@ -261,13 +261,14 @@ def grad_weight(
     constants = ("dtype", dtype), ("part", outputs < count)
     if rolling:
         rows = tall((high, wide))
-        images_each, band = shares(n, out[0], ceil(vectors / 4), work * vectors)
+        images_each, band = shares(n, out[0], 1 if n > 1 else ceil(vectors / 4), work * vectors)
         band = ceil(band / rows) * rows
         bands = ceil(out[0] / band)
-        chunks = max(1, vectors // 4)
+        parts = ceil(n / images_each) * bands
+        # Whole pixels where there are parts enough: memory is then read in order.
+        chunks = min(ceil(8 / parts), max(1, vectors // 4))
         chunk = vectors // chunks * count
         room = count * (1 + taps * (vectors - (chunks - 1) * (chunk // count)))
-        parts = ceil(n / images_each) * bands
         run = device.prepare(
             Kernel(
                 "depthwise_columns_weight", _columns_weight,

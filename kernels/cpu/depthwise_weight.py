@@ -239,7 +239,8 @@ def _nchw(device: Any, spec: Any, dtype: str, rolling: bool, axes: Any) -> Calla
         run = device.prepare(
             Kernel("depthwise_rows_weight", _rows_weight, constants),
             parts * ceil(outputs / group),
-            group=group, images=n, images_each=images_each, bands=bands, band=band, walk=walk, **numbers,
+            group=group, images=n, images_each=images_each, bands=bands, band=band, walk=walk,
+            **numbers,
         )  # fmt: skip
         table: tuple[Any, ...] = ()
     else:

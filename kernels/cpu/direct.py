@@ -18,8 +18,10 @@ rows of x that it reads, with zeros around them, to memory of its thread (the le
 takes a block of the weights at a time, of a size for the level-1 cache, past all its pixels; sums
 wait in [pixel][channel] order in between, and are written to y, in its format, at the end.
 
+Few output channels and stride 1 are `direct_rows`'.
+
 Weights are first brought into the order [block of channels][j][channel]: by a launch of their own,
-or, where only one task would read them, by that task, block by block.
+or, where one or two tasks would read them, by these, block by block.
 
 The gradient by input is the same with channels and taps exchanged. With a stride, the pixels of gx
 fall into stride * stride phases, which have different taps; each is a convolution of stride 1 of
@@ -57,17 +59,10 @@ def forward(
     taps = prod(spec.kernel)
     depth = spec.w_shape[1]
     problem = Problem(
-        dtype,
-        last,
-        spec.x_shape[0],
-        spec.groups,
-        depth,
-        spec.w_shape[0] // spec.groups,
-        *(_forward_axis(spec, i) for i in (0, 1)),
-        w_lane=depth * taps,
-        w_depth=taps,
-        merged=True,
-    )
+        dtype, last, spec.x_shape[0], spec.groups, depth, spec.w_shape[0] // spec.groups,
+        _forward_axis(spec, 0), _forward_axis(spec, 1),
+        w_lane=depth * taps, w_depth=taps, merged=True,
+    )  # fmt: skip
     return _prepare(device, problem, {"with_bias": bias, "with_add": add, "relu": relu})
 
 
@@ -76,17 +71,10 @@ def grad_input(device: Any, spec: Any, dtype: str, last: bool) -> Run:
     taps = prod(spec.kernel)
     channels = spec.w_shape[1]
     problem = Problem(
-        dtype,
-        last,
-        spec.x_shape[0],
-        spec.groups,
-        spec.w_shape[0] // spec.groups,
-        channels,
-        *(_grad_axis(spec, i) for i in (0, 1)),
-        w_lane=taps,
-        w_depth=channels * taps,
-        merged=False,
-    )
+        dtype, last, spec.x_shape[0], spec.groups, spec.w_shape[0] // spec.groups, channels,
+        _grad_axis(spec, 0), _grad_axis(spec, 1),
+        w_lane=taps, w_depth=channels * taps, merged=False,
+    )  # fmt: skip
     run = _prepare(device, problem, {"with_bias": False, "with_add": False, "relu": False})
 
     def call(gy: Any, w: Any, gx: Any) -> None:
@@ -119,7 +107,7 @@ class Axis:
         return gcd(self.stride, *(at - self.start for phase in self.taps for _, at in phase))
 
     def reads(self, count: int) -> int:
-        """How many numbers of the source are copied for `count` results from a multiple of phases."""
+        """Numbers of the source that are copied for `count` results from a multiple of phases."""
         reach = max(at for phase in self.taps for _, at in phase) - self.start
         return ((-(-count // len(self.taps)) - 1) * self.stride + reach) // self.step + 1
 
@@ -164,10 +152,17 @@ class Problem:
     def taps(self) -> int:
         return self.rows.size * self.columns.size
 
+    @property
+    def w_group(self) -> int:
+        """Numbers of w between two groups."""
+        if self.merged:
+            return self.w_lane * self.channels
+        return self.w_depth * self.depth
+
 
 @dataclass(frozen=True)
 class Cut:
-    """How a problem is cut: images, rows, columns of a task; a tile; parts of the channel blocks."""
+    """Images, rows, columns of a task; a tile; in how many parts the blocks of channels are."""
 
     images: int
     rows: int
@@ -287,9 +282,7 @@ def _prepare(device: Any, problem: Problem, epilogue: dict[str, bool]) -> Run:
         "channels": problem.channels,
         "blocks": blocks,
         "depth": problem.depth,
-        "w_group": problem.w_lane * problem.channels
-        if problem.merged
-        else problem.w_depth * problem.depth,
+        "w_group": problem.w_group,
         "w_lane": problem.w_lane,
         "w_depth": problem.w_depth,
         "taps": problem.taps,
@@ -308,23 +301,11 @@ def _prepare(device: Any, problem: Problem, epilogue: dict[str, bool]) -> Run:
     numbers = table.array()
     item = np.dtype(problem.dtype).itemsize
     launch = device.prepare(
-        direct_sums.sums(problem.dtype, *cut.tile),
-        len(tasks),
-        scratch=max(room * item, ALIGNED),
-        room=room,
-        partial_at=partial_at,
-        bias_at=bias_at,
-        weights_at=weights_at,
-        height=rows.source,
-        width=columns.source,
-        row_step=rows.step,
-        column_step=columns.step,
-        phases=len(phases),
-        fused=fused,
-        **strides,
-        **weights,
-        **epilogue,
-    )
+        direct_sums.sums(problem.dtype, *cut.tile), len(tasks), scratch=max(room * item, ALIGNED),
+        room=room, partial_at=partial_at, bias_at=bias_at, weights_at=weights_at,
+        height=rows.source, width=columns.source, row_step=rows.step, column_step=columns.step,
+        phases=len(phases), fused=fused, **strides, **weights, **epilogue,
+    )  # fmt: skip
     if fused:
         return lambda x, w, b, add, y: launch(x, w, b, add, y, numbers)
     bring = device.prepare(
@@ -375,9 +356,7 @@ def _strides(problem: Problem, t_rows: int, t_columns: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _tasks(
-    problem: Problem, cut: Cut, blocks: int, strides: dict[str, int]
-) -> Iterator[list[Any]]:
+def _tasks(problem: Problem, cut: Cut, blocks: int, strides: dict[str, int]) -> Iterator[list[Any]]:
     """The records of tasks, the shape of their region still in the place of its table."""
     rows, columns = problem.rows, problem.columns
     each = -(-blocks // cut.parts)
@@ -419,7 +398,8 @@ def _reduction(
     ]
     taps.sort(key=lambda tap: tap[1])
     c_step = 1 if problem.last else strides["t_outer"]
-    offsets, order = [], np.full((problem.depth, problem.taps), -1)
+    offsets: list[int] = []
+    order = np.full((problem.depth, problem.taps), -1)
     for first in range(0, problem.depth, most):
         channels = range(first, min(first + most, problem.depth))
         pairs: Any = product(taps, channels) if problem.last else product(channels, taps)
@@ -433,8 +413,9 @@ def _reduction(
 def _pixels(
     problem: Problem, cut: Cut, strides: dict[str, int], shape: tuple[int, int, int], table: Table
 ) -> int:
-    """The place of the records of a region's pixels by phase: (places in the copy, slots, count, ...).
+    """The place of the records of a region's pixels, by phase.
 
+    They are: places in the copy, slots, count; and see below.
     The last tile is filled with its last pixel, whose sums go to a slot that nobody reads.
     """
     several, high, wide = shape
@@ -442,7 +423,9 @@ def _pixels(
     records = []
     for a, b in product(range(len(rows.taps)), range(len(columns.taps))):
         n, i, j = np.ogrid[
-            :several, : len(range(a, high, len(rows.taps))), : len(range(b, wide, len(columns.taps)))
+            :several,
+            : len(range(a, high, len(rows.taps))),
+            : len(range(b, wide, len(columns.taps))),
         ]
         at = n * strides["t_n"] + i * (rows.stride // rows.step) * strides["t_h"]
         at = (at + j * (columns.stride // columns.step) * strides["t_w"]).reshape(-1)

@@ -5,10 +5,10 @@ would leave lanes idle. Here a vector is that many pixels of a row, and a tile o
 channels for rows:
 
                    pixels of a row, of another row, ...
-                 +--------------+--------------+---       for j in (c, r, s):
-      channel 0  |              |              |              for each vector of pixels v:
-      channel 1  |              |              |                  sums[i][v] +=
-      ...        |              |              |                      weight[j][i] * x[v + offset[j]]
+                 +--------------+--------------+---     for j in (c, r, s):
+      channel 0  |              |              |            for each vector of pixels v:
+      channel 1  |              |              |                sums[i][v] +=
+      ...        |              |              |                    weight[j][i] * x[v + offset[j]]
                  +--------------+--------------+---
 
 A task is some images, or a band of rows of one. As in `direct`, it copies the rows of x that it
@@ -127,8 +127,10 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
 
 
 def _rows(channels: int) -> int:
-    """Channels of a tile: all, or equal parts of at most 8."""
-    return -(-channels // -(-channels // (8 if current().registers > 16 else 6)))
+    """Channels of a tile: all, or equal parts; few sizes, as each is a kernel to compile."""
+    sizes = (1, 2, 3, 4, 6, 8) if current().registers > 16 else (1, 2, 4, 6)
+    each = -(-channels // -(-channels // sizes[-1]))
+    return next(size for size in sizes if size >= each)
 
 
 def suits(problem: Any) -> bool:
@@ -141,10 +143,14 @@ def suits(problem: Any) -> bool:
     if problem.depth * problem.taps * tile > WEIGHTS:
         return False
     used = columns.result / (-(-columns.result // lanes) * lanes)
-    return bool(problem.channels <= lanes / 2 + lanes / 4 * used and used > problem.channels / lanes)
+    return bool(
+        problem.channels <= lanes / 2 + lanes / 4 * used and used > problem.channels / lanes
+    )
 
 
-def prepare(device: Any, problem: Any, epilogue: dict[str, bool], slots: int) -> Callable[..., None]:
+def prepare(
+    device: Any, problem: Any, epilogue: dict[str, bool], slots: int
+) -> Callable[..., None]:
     """run(x, w, b, add, y) of a problem that `suits`, with about `slots` vectors a task."""
     rows, columns, depth = problem.rows, problem.columns, problem.depth
     item = 4 if problem.dtype == "float32" else 8
@@ -179,10 +185,7 @@ def prepare(device: Any, problem: Any, epilogue: dict[str, bool], slots: int) ->
     pixels += pixels[-1:] * vectors
     k = np.arange(blocks * tile).reshape(1, blocks, 1, 1, tile)
     tap = np.array([t * columns.size + u for (t, _), (u, _) in taps])
-    w_group = problem.w_lane * problem.channels
-    if not problem.merged:
-        w_group = problem.w_depth * depth
-    order = np.arange(problem.groups).reshape(-1, 1, 1, 1, 1) * w_group + k * problem.w_lane
+    order = np.arange(problem.groups).reshape(-1, 1, 1, 1, 1) * problem.w_group + k * problem.w_lane
     order = order + np.arange(depth).reshape(-1, 1, 1) * problem.w_depth + tap.reshape(-1, 1)
     order = np.where(k < problem.channels, order, -1).reshape(-1)
 

@@ -1,6 +1,7 @@
 """The kernels of the direct convolution; `direct` makes their tables and says how it works."""
 
 from collections.abc import Callable
+from typing import Any
 
 from gpuconv.kernels.cpu.compiler import I64, I64P, Data, Kernel
 
@@ -77,7 +78,10 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
     bring = packer(wide, vectors)
 
     @numba.njit(inline="always")
-    def write_planes(y, add, partial, bias, count, left, y_k, with_add, relu):  # type: ignore[no-untyped-def]
+    def write_planes(
+        y: Any, add: Any, partial: Any, bias: Any, count: Any,
+        left: Any, y_k: Any, with_add: Any, relu: Any,
+    ) -> None:  # fmt: skip
         """`count` pixels of NCHW: squares of [pixel][channel] are turned over."""
         for v in range(0, min(left, block), wide):
             for i in range(0, count, wide):
@@ -93,7 +97,10 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                     store_tile_part(y + at, y_k, square, there, count - i)
 
     @numba.njit(inline="always")
-    def write_pixels(y, add, partial, bias, count, left, y_w, with_add, relu):  # type: ignore[no-untyped-def]
+    def write_pixels(
+        y: Any, add: Any, partial: Any, bias: Any, count: Any,
+        left: Any, y_w: Any, with_add: Any, relu: Any,
+    ) -> None:  # fmt: skip
         """`count` pixels of channels-last."""
         nothing = splat(y, 0.0)
         for i in range(count):
@@ -110,7 +117,10 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                     store_part(y + at, value, left - v)
 
     @numba.njit(inline="always")
-    def write(y, add, partial, bias, count, left, y_k, y_w, with_add, relu):  # type: ignore[no-untyped-def]
+    def write(
+        y: Any, add: Any, partial: Any, bias: Any, count: Any, left: Any,
+        y_k: Any, y_w: Any, with_add: Any, relu: Any,
+    ) -> None:  # fmt: skip
         if y_w == 1:
             write_planes(y, add, partial, bias, count, left, y_k, with_add, relu)
         else:
@@ -140,7 +150,8 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
         for i in range(images):
             for outer in range(outers):
                 copy_rows(
-                    own + (i * t_n + outer * t_outer), source + ((image + i) * x_n + outer * x_outer),
+                    own + (i * t_n + outer * t_outer),
+                    source + ((image + i) * x_n + outer * x_outer),
                     record[2], record[3], row_step, height, low, high - low, columns,
                     unit, x_h, x_w * column_step, t_h, t_w, wide,
                 )  # fmt: skip
@@ -180,7 +191,10 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                     begun, final = first > 0, last == depth and phase == phases - 1
                     offsets, length = table + (about[3] + first * each), (last - first) * each
                     for i in range(0, count, rows):
-                        here, there = places(own, pixels + i, rows), places(partial, slots + i, rows)
+                        here, there = (
+                            places(own, pixels + i, rows),
+                            places(partial, slots + i, rows),
+                        )
                         total = tile(weights, rows, vectors)
                         for j in range(length):
                             total = outer_rows(total, here, offsets[j], weights + j * block)
@@ -208,7 +222,11 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                             if written == run_end:
                                 run += 1
                                 image_at = run // record[11]
-                                at = y_at + image_at * y_n + (run - image_at * record[11]) * record[13]
+                                at = (
+                                    y_at
+                                    + image_at * y_n
+                                    + (run - image_at * record[11]) * record[13]
+                                )
                                 run_end += record[12]
                     first = last
 

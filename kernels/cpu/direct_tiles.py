@@ -1,4 +1,4 @@
-"""Vector operations of the direct convolution alone: pixels anywhere in memory, squares turned over.
+"""Vector operations of the direct convolution: pixels anywhere in memory, squares turned over.
 
 As `vector`, this file imports Numba; only kernels, while they are compiled, import it.
 """
@@ -12,7 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gpuconv.kernels.cpu import vector
-from gpuconv.kernels.cpu.vector import I32, I64, Tile, load, load_part, splat, store, store_part
+from gpuconv.kernels.cpu.vector import I32, I64, Tile, load, load_part, splat, store
 
 
 @intrinsic(prefer_literal=True)
@@ -159,7 +159,10 @@ def zero_run(to: Any, count: Any, lanes: Any) -> None:
 
 
 @numba.njit(inline="always")
-def copy_rows(to, x, first, count, step, height, low, inside, total, unit, x_h, x_w, t_h, t_w, wide):  # type: ignore[no-untyped-def]
+def copy_rows(
+    to: Any, x: Any, first: Any, count: Any, step: Any, height: Any, low: Any, inside: Any,
+    total: Any, unit: Any, x_h: Any, x_w: Any, t_h: Any, t_w: Any, wide: Any,
+) -> None:  # fmt: skip
     """Rows first, first + step, ... of x; of each `low` columns of zeros, `inside`, zeros."""
     for i in range(count):
         row, at = first + i * step, to + i * t_h

@@ -33,8 +33,21 @@ def _multiply(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
     from gpuconv.kernels.cpu.blocks import fetch_tile
     from gpuconv.kernels.cpu.pack import packers
     from gpuconv.kernels.cpu.vector import (
-        add_column, add_row, add_tile, address, lanes, load, load_part, maximum, outer, pointer,
-        relu_tile, splat, store_part, store_tile, tile,
+        add_column,
+        add_row,
+        add_tile,
+        address,
+        lanes,
+        load,
+        load_part,
+        maximum,
+        outer,
+        pointer,
+        relu_tile,
+        splat,
+        store_part,
+        store_tile,
+        tile,
     )  # fmt: skip
 
     count = lanes(dtype)
@@ -43,7 +56,7 @@ def _multiply(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
     pack_rows, pack_pixels, pack_turned, pack_turned_pixels, copy_lines, pack_tiles = packers(
         dtype, rows, vectors
     )
-    device = njit(error_model="numpy")
+    device = njit(error_model="numpy", forceinline=True)
 
     @device
     def edge(
@@ -142,12 +155,8 @@ def _multiply(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
             depth = min(k_block, k - l0)
             number = image + step // k_blocks
             more, last = step > first, step == final - 1
-            a_at, a_by, a_next, a_tile = (
-                a + (number * a_image + low * a_row + l0 * a_k),
-                a_row,
-                a_k,
-                0,
-            )
+            a_at = a + (number * a_image + low * a_row + l0 * a_k)
+            a_by, a_next, a_tile = a_row, a_k, 0
             if address(a_lines) != 0:
                 a_at = a + (number * a_image + l0)
             if lead > 0 and a_k == 1:
@@ -234,15 +243,24 @@ def _multiply(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
 def _add(dtype: str) -> Callable[..., None]:
     from gpuconv.kernels.cpu.blocks import turn_part
     from gpuconv.kernels.cpu.vector import (
-        address, lanes, load, load_part, maximum, pointer, splat, store, store_part,
+        address,
+        lanes,
+        load,
+        load_part,
+        maximum,
+        pointer,
+        splat,
+        store,
+        store_part,
     )  # fmt: skip
 
     count = lanes(dtype)
     size = 4 if dtype == "float32" else 8
 
     def add_parts(
-        task: I64, thread: I64, work: Data, c: Data, bias: Data, scratch: Data, parts: I64, m: I64,
-        n: I64, c_row: I64, c_column: I64, kind: I64, block: I64, own: I64,
+        task: I64, thread: I64, work: Data, c: Data, bias: Data, add: Data, scratch: Data,
+        parts: I64, m: I64, n: I64, c_row: I64, c_column: I64, kind: I64, relu: I64, block: I64,
+        own: I64,
     ) -> None:  # fmt: skip
         # Block of rows task * block ..; a square of lanes x lanes at a time where C is turned.
         square = pointer(scratch, (address(scratch) + 63) // 64 * 64 + thread * own * size)
@@ -260,6 +278,10 @@ def _add(dtype: str) -> Callable[..., None]:
                         value = value + splat(bias, bias[i])
                     if kind == COLUMN:
                         value = value + load_part(bias + j, n - j)
+                    if address(add) != 0:
+                        value = value + load_part(add + (i * c_row + j), n - j)
+                    if relu:
+                        value = maximum(value, splat(c, 0))
                     if c_column == 1:
                         store_part(c + (i * c_row + j), value, n - j)
                     else:

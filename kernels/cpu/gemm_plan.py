@@ -11,7 +11,13 @@ from typing import Any
 
 from gpuconv.kernels.cpu.compiler import current
 from gpuconv.kernels.cpu.gemm import (
-    COLUMN, IN_PLACE, PIXELS, ROW, ROWS, TURNED, TURNED_PIXELS, add_kernel, multiply_kernel,
+    IN_PLACE,
+    PIXELS,
+    ROWS,
+    TURNED,
+    TURNED_PIXELS,
+    add_kernel,
+    multiply_kernel,
 )  # fmt: skip
 
 Array = Any
@@ -129,7 +135,8 @@ def _blocks(p: Product, dtype: str, lanes: int, rows: int, vectors: int) -> Cut:
         return Cut(rows, vectors, tall * rows, broad * wide, k_block, 1)
     pack = (0.3 if p.b_k == 1 and p.b_n != 1 else 0.12) if not p.b_table else 1.0
     best: Cut | None = None
-    for parts in (1, 2, 4, 8, 16, 32) if p.batch == 1 else (1,):
+    whole = p.batch > 1 or p.c_lines or p.c_columns
+    for parts in (1,) if whole else (1, 2, 4, 8, 16, 32):
         if parts > steps:
             break
         for m_cut in CUTS:
@@ -150,7 +157,7 @@ def _blocks(p: Product, dtype: str, lanes: int, rows: int, vectors: int) -> Cut:
                 one += 0.1 * depth * m_tiles * rows * size / 4  # bringing A near
                 one += 600
                 total = sum(_up(tasks, t) * t for t in (2, 4, 8)) / 3 * one
-                if parts > 1:
+                if parts > 1 or p.turned:
                     total += 8000 + p.m * p.n * (parts + 1) * 0.4
                 if best is None or total < best.cost:
                     best = Cut(rows, vectors, m_tiles * rows, n_tiles * wide, k_block, parts, total)
@@ -200,7 +207,7 @@ def _product(device: Any, p: Product, dtype: str, c: Cut) -> Run:
         images=p.images, m_block=c.m_block, n_block=c.n_block, k_block=c.k_block,
         m_blocks=m_blocks, n_blocks=n_blocks, k_blocks=k_blocks, parts=c.parts,
         part_size=p.m * p.n if by_workspace else 0, lead=lead, how=how,
-        kind=0 if by_workspace else p.bias, relu=int(p.relu), spread=p.spread, panel_size=panel,
+        kind=0 if by_workspace else p.bias, relu=0 if by_workspace else int(p.relu), spread=p.spread, panel_size=panel,
         own=own,
     )  # fmt: skip
     tables = (p.a_lines, bool(p.b_table), p.c_lines, p.c_columns)
@@ -225,7 +232,7 @@ def _product(device: Any, p: Product, dtype: str, c: Cut) -> Run:
         scratch=(2 * lanes * lanes) * size + 64,
         several=several and p.m * p.n * c.parts > 32768,
         parts=c.parts, m=p.m, n=p.n, c_row=1 if p.turned else p.c_row,
-        c_column=p.c_row if p.turned else 1, kind=p.bias, block=block, own=2 * lanes * lanes,
+        c_column=p.c_row if p.turned else 1, kind=p.bias, relu=int(p.relu), block=block, own=2 * lanes * lanes,
     )  # fmt: skip
 
     def in_parts(
@@ -233,6 +240,6 @@ def _product(device: Any, p: Product, dtype: str, c: Cut) -> Run:
     ) -> None:
         work = device.empty((c.parts, p.m, p.n), dtype)
         run(a, b, work, None, None, *places(given))
-        add_up(work, y, bias)
+        add_up(work, y, bias, add)
 
     return in_parts

@@ -65,7 +65,7 @@ def _plan(
         kernel = Kernel(f"loss_planes_{which}", _planes, (("dtype", dtype), ("which", which)))
         numbers = {**numbers, "HW": HW, "strips": shape[0] * strips, "a_row": strips, "per": per}
         tasks = ceil(shape[0] * strips / per)
-    return device.prepare(kernel, tasks, several=several, **numbers)  # type: ignore[no-any-return]
+    return device.prepare(kernel, tasks, several=several, **numbers)
 
 
 def _rows(dtype: str, which: str) -> Callable[..., None]:
@@ -160,10 +160,7 @@ def _rows(dtype: str, which: str) -> Callable[..., None]:
             weighted = smoothing != 0.0 and address(w) != 0
             for c in range(0, whole, wide):
                 value = exp_negative(load(scores + c) - peak) * factor
-                if weighted:
-                    value = value - spread * load(w + c)
-                else:
-                    value = value - spread
+                value = value - (spread * load(w + c) if weighted else spread)
                 store(out + c, value)
             if whole < C:
                 value = exp_negative(load_part(scores + whole, C - whole) - peak) * factor
@@ -186,7 +183,6 @@ def _planes(dtype: str, which: str) -> Callable[..., None]:
     from gpuconv.kernels.cpu.vector import (
         address,
         exp_negative,
-        fma,
         lanes,
         load_part,
         maximum,
@@ -215,10 +211,7 @@ def _planes(dtype: str, which: str) -> Callable[..., None]:
                 d = load_part(scores + c * HW, count) - peak
                 parts = parts + exp_negative(d)
                 if smoothing != 0.0:
-                    if address(w) != 0:
-                        weighted = fma(d, splat(x, w[c]), weighted)
-                    else:
-                        weighted = weighted + d
+                    weighted = weighted + (d * splat(x, w[c]) if address(w) != 0 else d)
             store_part(peaks + here, peak, count)
             store_part(sums + here, parts, count)
             store_part(losses + here, weighted, count)

@@ -50,9 +50,7 @@ def forward(
     if parts > 1:
         phases = [norm_planes.SUMS, norm_planes.APPLY]
     several = prod(shape) >= SEVERAL
-    runs = [
-        device.prepare(kernel, tasks, several=several, phase=p, eps=eps, **cut) for p in phases
-    ]
+    runs = [device.prepare(kernel, tasks, several=several, phase=p, eps=eps, **cut) for p in phases]
 
     def run(x: Any, w: Any, b: Any, y: Any, mean: Any, var: Any) -> Any:
         stats = device.empty((3, C), dtype)
@@ -64,9 +62,7 @@ def forward(
     return run
 
 
-def backward(
-    device: Any, shape: Ints, dtype: str, last: bool, threads: int
-) -> Callable[..., None]:
+def backward(device: Any, shape: Ints, dtype: str, last: bool, threads: int) -> Callable[..., None]:
     """run(gy, x, stats, w, gx, gw, gb), where gx may be None; gy lies in memory as x does."""
     if last or prod(shape[2:]) == 1:
         return _backward_rows(device, shape, dtype, threads)
@@ -105,8 +101,8 @@ def scale_shift(
             apply(x, None, b, y, mean, None, scale, None)
 
         return run
-    _, cut, tasks = _rows(shape, dtype, threads)
-    count, several = tasks[0]
+    _, cut, launches = _rows(shape, dtype, threads)
+    count, several = launches[0]
     C, V = cut["C"], cut["V"]
     apply_rows = device.prepare(
         norm_rows.forward(dtype), count, several=several, phase=norm_rows.APPLY, eps=0.0, **cut
@@ -163,9 +159,7 @@ def _forward_rows(
     return run
 
 
-def _backward_rows(
-    device: Any, shape: Ints, dtype: str, threads: int
-) -> Callable[..., None]:
+def _backward_rows(device: Any, shape: Ints, dtype: str, threads: int) -> Callable[..., None]:
     phases, cut, tasks = _rows(shape, dtype, threads)
     kernel, V, parts = norm_rows.backward(dtype), cut["V"], cut["parts"]
     pixels = prod(shape) // shape[1]

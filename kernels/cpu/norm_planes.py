@@ -75,11 +75,11 @@ def _forward(dtype: str) -> Callable[..., None]:
             p = x + (n * step + start)
             t = 0
             while t + wide <= length:
-                for t in range(t, min(t + FEW * wide, length - wide + 1), wide):
-                    d = load_row(about, p + t) - about
+                for u in range(t, min(t + FEW * wide, length - wide + 1), wide):
+                    d = load_row(about, p + u) - about
                     sums = sums + d
                     squares = fma_tile(d, d, squares)
-                t += wide
+                    t += wide
                 all_sums, all_squares = all_sums + sums, all_squares + squares
                 sums, squares = tile(x, 1, 4), tile(x, 1, 4)
             if t < length:
@@ -171,9 +171,7 @@ def _forward(dtype: str) -> Callable[..., None]:
         for c in range(block * group, min(block * group + group, C)):
             count, centre, m2 = 0.0, 0.0, 0.0
             if phase & 1:
-                count, centre, m2 = statistics(
-                    x + c * HW, C * HW, HW, size, cuts, run, first, last
-                )
+                count, centre, m2 = statistics(x + c * HW, C * HW, HW, size, cuts, run, first, last)
                 if parts > 1:
                     slot = work + 3 * (c * parts + k)
                     slot[0], slot[1], slot[2] = count, centre, m2
@@ -240,12 +238,12 @@ def _backward(dtype: str) -> Callable[..., None]:
                 length = min(size, HW - j * size)
                 t = 0
                 while t + wide <= length:
-                    for t in range(t, min(t + FEW * wide, length - wide + 1), wide):
-                        g = load_row(zeros, gy + (at + t))
-                        d = load_row(highs, x + (at + t)) - highs
+                    for u in range(t, min(t + FEW * wide, length - wide + 1), wide):
+                        g = load_row(zeros, gy + (at + u))
+                        d = load_row(highs, x + (at + u)) - highs
                         g_sums = g_sums + g
                         gd_sums = fma_tile(g, d, gd_sums)
-                    t += wide
+                        t += wide
                     all_g, all_gd = all_g + g_sums, all_gd + gd_sums
                     g_sums, gd_sums = tile(x, 1, 4), tile(x, 1, 4)
                 if t < length:

@@ -34,7 +34,7 @@ def forward(dtype: str) -> Kernel:
 
 
 def backward(dtype: str) -> Kernel:
-    """gy, x, stats, w -> gx (if there is one), gw, gb; `coefficients` (3, V), work (parts, 2, V)."""
+    """gy, x, stats, w -> gx (if there is one), gw, gb; coefficients (3, V), work (parts, 2, V)."""
     return Kernel("norm_rows_grad", _backward, (("dtype", dtype),))
 
 

@@ -21,7 +21,7 @@ def packers(dtype: str, high: int, vectors: int) -> Packers:
 
     count = lanes(dtype)
     wide = vectors * count
-    device = njit(error_model="numpy")
+    device = njit(error_model="numpy", forceinline=True)
 
     @device
     def rows(panel: Any, b: Any, step: Any, table: Any, tabled: Any, depth: Any, left: Any) -> None:

@@ -29,88 +29,11 @@ from gpuconv.kernels.cpu import compiler
 from gpuconv.kernels.cpu.compiler import I32P, I64, I64P, Data, Kernel
 from gpuconv.kernels.cpu.pool_last import spans
 from gpuconv.kernels.cpu.pool_plane import Fixed, pieces
+from gpuconv.kernels.cpu.pool_rows import movers
 
 BUDGET = 1 << 14  # bytes of phases a task should have
 SEVERAL = 1 << 15  # numbers of x from which a second thread is worth its start
 UNROLL = 4  # vectors at a time
-
-
-def _movers(dtype: str) -> tuple[Any, Any]:
-    """spread and collect: a row of an image to the phases of its columns, and back."""
-    import numba
-
-    from gpuconv.kernels.cpu.choose import evens, odds, zip_high, zip_low
-    from gpuconv.kernels.cpu.vector import lanes, load, load_part, store, store_part
-
-    width = lanes(dtype)
-
-    @numba.njit(inline="always")
-    def spread(row: Any, to: Any, area: int, count: int, before: int, stride: int) -> None:
-        if stride == 1:
-            whole = count // width * width
-            for w in range(0, whole, width):
-                store(to + (before + w), load(row + w))
-            if whole < count:
-                value = load_part(row + whole, count - whole)
-                store_part(to + (before + whole), value, count - whole)
-        elif stride == 2:
-            half = before >> 1
-            odd = before & 1
-            even_to = to + (odd * area + half)
-            odd_to = to + ((1 - odd) * area + half + odd)
-            whole = count // (2 * width) * (2 * width)
-            for w in range(0, whole, 2 * width):
-                a, b = load(row + w), load(row + (w + width))
-                store(even_to + (w >> 1), evens(a, b))
-                store(odd_to + (w >> 1), odds(a, b))
-            if whole < count:
-                left, at = count - whole, whole >> 1
-                a = load_part(row + whole, left)
-                b = load_part(row + (whole + width), left - width)
-                store_part(even_to + at, evens(a, b), (left + 1) >> 1)
-                store_part(odd_to + at, odds(a, b), left >> 1)
-        else:
-            for phase in range(stride):
-                w = (phase - before) % stride
-                at = phase * area + (w + before) // stride
-                while w < count:
-                    to[at] = row[w]
-                    at += 1
-                    w += stride
-
-    @numba.njit(inline="always")
-    def collect(row: Any, of: Any, area: int, count: int, before: int, stride: int) -> None:
-        if stride == 1:
-            whole = count // width * width
-            for w in range(0, whole, width):
-                store(row + w, load(of + (before + w)))
-            if whole < count:
-                store_part(row + whole, load(of + (before + whole)), count - whole)
-        elif stride == 2:
-            half = before >> 1
-            odd = before & 1
-            even_of = of + (odd * area + half)
-            odd_of = of + ((1 - odd) * area + half + odd)
-            whole = count // (2 * width) * (2 * width)
-            for w in range(0, whole, 2 * width):
-                a, b = load(even_of + (w >> 1)), load(odd_of + (w >> 1))
-                store(row + w, zip_low(a, b))
-                store(row + (w + width), zip_high(a, b))
-            if whole < count:
-                left, at = count - whole, whole >> 1
-                a, b = load(even_of + at), load(odd_of + at)
-                store_part(row + whole, zip_low(a, b), left)
-                store_part(row + (whole + width), zip_high(a, b), left - width)
-        else:
-            for phase in range(stride):
-                w = (phase - before) % stride
-                at = phase * area + (w + before) // stride
-                while w < count:
-                    row[w] = of[at]
-                    at += 1
-                    w += stride
-
-    return spread, collect
 
 
 def _forward(dtype: str, op: str) -> Callable[..., None]:
@@ -130,7 +53,7 @@ def _forward(dtype: str, op: str) -> Callable[..., None]:
     from gpuconv.kernels.cpu.vector import lanes, load, load_part, splat, store, store_part
 
     width, inline = lanes(dtype), numba.njit(inline="always")
-    spread, _ = _movers(dtype)
+    spread, _ = movers(dtype)
     taps, mean = op == "max_taps", op == "avg"
     start = 0.0 if mean else -np.inf
 
@@ -258,7 +181,7 @@ def _grad(dtype: str, largest: bool) -> Callable[..., None]:
     from gpuconv.kernels.cpu.vector import lanes, load, load_part, splat, store, store_part
 
     width, inline = lanes(dtype), numba.njit(inline="always")
-    _, collect = _movers(dtype)
+    _, collect = movers(dtype)
 
     def max_step(sums: Any, g: Any, tap: Any, at: int, number: int) -> Any:
         return add_where(sums, load(g + at), load_ints(sums, tap + at), number)

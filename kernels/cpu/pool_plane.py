@@ -99,7 +99,8 @@ def _max(dtype: str) -> Callable[..., None]:
             store(values + width, y1)
             store(steps, t0)
             store(steps + width, t1)
-            best, at = of[0], 0
+            best: Any = of[0]
+            at: Any = 0
             if i > 0:
                 # Of equal lanes the first number, of several NaN the last: as one by one.
                 best, at = values[0], np.int64(steps[0])

@@ -9,7 +9,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gpuconv.kernels.cpu.vector import I32, I64, Tile, _load, _load_part, width

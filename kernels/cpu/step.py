@@ -13,7 +13,7 @@ from typing import Any
 from gpuconv.kernels.cpu.compiler import F64, I64, Data, Kernel
 
 CHUNK = 1 << 13  # numbers a task; a multiple of every vector
-SEVERAL = 1 << 15  # numbers from which a second thread is worth its start
+SEVERAL = 1 << 16  # numbers from which a second thread is worth its start
 
 
 def sgd(device: Any, count: int, dtype: str) -> Callable[..., None]:
@@ -68,10 +68,7 @@ def _sgd(dtype: str) -> Callable[..., None]:
                 if not first:
                     kept = fma(rest, g, momentum * load_part(buffer + i, left))
                 store_part(buffer + i, kept, left)
-                if nesterov:
-                    g = fma(momentum, kept, g)
-                else:
-                    g = kept
+                g = fma(momentum, kept, g) if nesterov else kept
             store_part(w + i, old - lr * g, left)
 
     return step

@@ -1,21 +1,26 @@
-"""Tasks on several threads: numbers 0 .. n-1 of a kernel, each taken by whichever thread is free.
+"""Tasks on several threads: of numbers 0 .. n-1 an equal share for each, then what others left.
 
-`run` and `serve` share a few numbers in memory. `run`, of whoever computes, opens a job, takes
-tasks itself until there are none, closes it, and waits for the threads that are inside. `serve`, of
-a helping thread, joins when a job is open; after a job it stays awake for a while, for the next one
-is usually close, and then returns to sleep. A thread that wakes too late finds the job closed: the
-one that computes never waits for a thread that has not begun, so that a machine with fewer
-processors than threads, or a busy one, costs little.
+`run` and `serve` share a few numbers in memory. `run`, of whoever computes, opens a job, does its
+share of the tasks and then those that others have not begun, closes the job, and waits for the
+threads that are inside. `serve`, of a helping thread, joins when a job is open; after a job it
+stays awake for a while, for the next one is usually close, and then returns to sleep. A thread that
+wakes too late finds the job closed: the one that computes never waits for a thread that has not
+begun, so that a machine with fewer processors than threads, or a busy one, costs little.
+
+Shares are parts in a row, the same for each job of as many tasks: what a thread wrote in one job is
+in its own cache in the next. Taken in turn by whoever is free, half of it would be in another's.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from gpuconv.kernels.cpu.compiler import I64, I64P, Kernel
 
 # Places in the shared numbers, a cache line apart where several threads write.
-EPOCH, OPEN, NEXT, INSIDE, JOB = 0, 8, 16, 24, 32
-FUNCTION, BLOCK, TASKS, LIMIT, STOP = JOB, JOB + 1, JOB + 2, JOB + 3, 40
-SIZE = 48
+EPOCH, OPEN, INSIDE, STOP, JOB, SHARES = 0, 8, 16, 24, 32, 40
+FUNCTION, BLOCK, TASKS, LIMIT = range(JOB, JOB + 4)
+MOST = 1024  # threads
+SIZE = SHARES + 8 * MOST
 PATIENCE = 2000  # turns of waiting before the processor is offered to others
 
 
@@ -24,8 +29,34 @@ def kernels() -> list[Kernel]:
     return [RUN, SERVE]
 
 
+def _work() -> Any:
+    """work(state, thread): the thread's own share of the tasks, then what others have left."""
+    from numba import njit
+
+    from gpuconv.kernels.cpu.vector import call, fetch_add
+
+    def work(state: Any, thread: Any) -> None:
+        function, block = state[FUNCTION], state[BLOCK]
+        tasks, limit = state[TASKS], state[LIMIT]
+        whose = thread
+        for _ in range(limit):
+            first = tasks * whose // limit
+            count = tasks * (whose + 1) // limit - first
+            task = fetch_add(state, SHARES + 8 * whose, 1)
+            while task < count:
+                call(function, first + task, thread, block)
+                task = fetch_add(state, SHARES + 8 * whose, 1)
+            whose += 1
+            if whose == limit:
+                whose = 0
+
+    return njit(work)
+
+
 def _run() -> Callable[..., None]:
     from gpuconv.kernels.cpu.vector import call, fetch_add, give_way, pause, peek, poke
+
+    work = _work()
 
     def run(state: I64P, function: I64, tasks: I64, limit: I64, block: I64) -> None:
         if limit < 2 or tasks < 2:
@@ -36,13 +67,11 @@ def _run() -> Callable[..., None]:
         state[BLOCK] = block
         state[TASKS] = tasks
         state[LIMIT] = limit
-        poke(state, NEXT, 0)
+        for thread in range(limit):
+            poke(state, SHARES + 8 * thread, 0)
         poke(state, OPEN, 1)
         fetch_add(state, EPOCH, 1)
-        task = fetch_add(state, NEXT, 1)
-        while task < tasks:
-            call(function, task, 0, block)
-            task = fetch_add(state, NEXT, 1)
+        work(state, 0)
         poke(state, OPEN, 0)
         turns = 0
         while peek(state, INSIDE) > 0:
@@ -55,26 +84,27 @@ def _run() -> Callable[..., None]:
 
 
 def _serve() -> Callable[..., None]:
-    from gpuconv.kernels.cpu.vector import call, fetch_add, pause, peek
+    from gpuconv.kernels.cpu.vector import fetch_add, give_way, pause, peek
 
-    def serve(state: I64P, thread: I64, turns: I64) -> None:
+    work = _work()
+
+    def serve(state: I64P, thread: I64, awake: I64, ready: I64) -> None:
+        """Return after `awake` turns without a job, and `ready` more that let others go first."""
         seen = -1
         idle = 0
-        while idle < turns and peek(state, STOP) == 0:
+        while idle < awake + ready and peek(state, STOP) == 0:
             epoch = peek(state, EPOCH)
             if epoch == seen:
                 pause()
                 idle += 1
+                if idle > awake:
+                    give_way()
                 continue
             seen = epoch
             idle = 0
             fetch_add(state, INSIDE, 1)
             if peek(state, OPEN) == 1 and thread < state[LIMIT]:
-                function, block, tasks = state[FUNCTION], state[BLOCK], state[TASKS]
-                task = fetch_add(state, NEXT, 1)
-                while task < tasks:
-                    call(function, task, thread, block)
-                    task = fetch_add(state, NEXT, 1)
+                work(state, thread)
             fetch_add(state, INSIDE, -1)
 
     return serve

@@ -1,8 +1,9 @@
 """Constant matrices applied to blocks of vectors, in registers, for Winograd's gradient by weight.
 
-Each function here takes exact matrices (of `cook_toom`) and makes an intrinsic that LLVM sees as one
+A function here takes an exact matrix (of `cook_toom`) and makes an intrinsic that LLVM sees as one
 straight line of code. Points come in pairs p and -p, whose rows (of G and BT) or columns (of AT)
-differ in the sign of every other number only: what they have in common is computed once.
+differ in the sign of every other number only: what they have in common is computed once. Beside
+that, blocks of numbers are turned: vectors of pixels become vectors of channels.
 This file imports llvmlite and Numba; only kernels, while they are compiled, import it.
 """
 
@@ -214,7 +215,9 @@ def _pairs(rows: Sequence[Numbers]) -> dict[int, int]:
     for i, row in enumerate(rows):
         other = [-a if j % 2 else a for j, a in enumerate(row)]
         if other != list(row):
-            found.update({i: k for k in range(i + 1, len(rows)) if list(rows[k]) == other})
+            for k in range(i + 1, len(rows)):
+                if list(rows[k]) == other:
+                    found[i] = k
     return found
 
 

@@ -21,7 +21,6 @@ import numpy as np
 
 from gpuconv.kernels.cpu.compiler import I32P, I64, I64P, Data, Kernel, current
 
-PIXELS = 256  # of a unit, about
 TASKS = 8
 
 
@@ -29,25 +28,39 @@ def _lanes(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
     from numba import njit
 
     from gpuconv.kernels.cpu.square import (
-        rows_from, square, square_part, transposed,
+        rows_from,
+        square,
+        square_part,
+        transposed,
     )  # fmt: skip
     from gpuconv.kernels.cpu.vector import (
-        add_tile, address, lanes, load, load_part, outer_rows, pointer, splat, store, store_part, store_tile,
-        store_tile_part, tile,
+        add_tile,
+        address,
+        lanes,
+        load,
+        load_part,
+        outer_rows,
+        pointer,
+        splat,
+        store,
+        store_part,
+        store_tile,
+        store_tile_part,
+        tile,
     )  # fmt: skip
 
     n = lanes(dtype)
     columns = vectors * n
 
     @njit(inline="always")
-    def copy(to, start, count):
+    def copy(to: Any, start: Any, count: Any) -> None:
         for i in range(0, count - n + 1, n):
             store(to + i, load(start + i))
         done = count - count % n
         store_part(to + done, load_part(start + done, count - done), count - done)
 
     @njit(inline="always")
-    def clear(to, count):
+    def clear(to: Any, count: Any) -> None:
         zero = splat(to, 0.0)
         for i in range(0, count - n + 1, n):
             store(to + i, zero)
@@ -55,7 +68,7 @@ def _lanes(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
         store_part(to + done, zero, count - done)
 
     @njit(inline="always")
-    def turn(to, start, step, channels, count):
+    def turn(to: Any, start: Any, step: Any, channels: Any, count: Any) -> None:
         """`count` pixels of all channels, `step` apart, to to[pixel * channels + channel]."""
         for c in range(0, channels, n):
             many = min(n, channels - c)
@@ -193,6 +206,23 @@ def fill(spec: Any, dtype: str) -> float:
     return outputs * channels * r_all * s_all / (tiles * vectors * n * k_tiles * rows)
 
 
+def unit(spec: Any) -> tuple[int, int, int]:
+    """(images, rows, columns) of the pixels that are summed up one after the other.
+
+    Few numbers are summed in short stretches, so that the error stays near that of plain code,
+    which has several sums too; without fused multiply-add, all are.
+    """
+    batch, (p_all, q_all) = spec.y_shape[0], spec.y_shape[2:]
+    pixels = 192 if batch * p_all * q_all > 700 else 96
+    if current().name == "generic":
+        pixels = 64
+    if p_all * q_all <= pixels:
+        each = min(batch, pixels // (p_all * q_all))
+        return -(-batch // -(-batch // each)), p_all, q_all
+    span = -(-q_all // -(-q_all // (2 * pixels)))
+    return 1, -(-p_all // -(-p_all // max(1, pixels // span))), span
+
+
 def _tile(each: int) -> tuple[int, int]:
     """(rows, vectors) of a tile, for runs of `each` vectors."""
     if current().registers < 32:
@@ -220,12 +250,7 @@ def grad_weight(device: Any, spec: Any, dtype: str, last: bool) -> Callable[...,
     columns = vectors * n
 
     # a unit, and x of it
-    images, band, span = 1, p_all, q_all
-    if p_all * q_all <= PIXELS:
-        images = -(-batch // -(-batch // max(1, PIXELS // (p_all * q_all))))
-    else:
-        span = -(-q_all // -(-q_all // (2 * PIXELS)))
-        band = -(-p_all // -(-p_all // max(1, PIXELS // span)))
+    images, band, span = unit(spec)
     units = -(-batch // images) * -(-p_all // band) * -(-q_all // span)
     reach_h, reach_w = ((z - 1) * d + 1 for z, d in zip(spec.kernel, spec.dilation, strict=True))
     lines, line = (band - 1) * spec.stride[0] + reach_h, (span - 1) * spec.stride[1] + reach_w

@@ -20,9 +20,9 @@ A *task* is some rows of tiles and some panels of U. There are two ways:
 - The filters fit the second cache: one launch transforms all of them (a task: a panel and a block);
   a task of the second has its rows of tiles for itself, from the image to y.
 - They do not: one launch transforms the whole image (a task: some rows of tiles and a block); a
-  task of the second transforms the filters of its panels, `chunk` blocks at a time, and uses them at
-  once for all of its tiles. This costs a few transforms more, and saves writing and reading 36/9 of
-  the weight, which in deep layers is most of the traffic.
+  task of the second transforms the filters of its panels, `chunk` blocks at a time, and uses them
+  at once for all of its tiles. This costs a few transforms more, and saves writing and reading 4
+  times the weight, which in deep layers is most of the traffic.
 
 Sums over the channels are made of partial sums of `CHUNK` channels: as exact as blocked plain sums.
 The gradient by input is the same of gy, with rotated filters, c and k exchanged, padding 2 - pad.
@@ -38,37 +38,32 @@ from gpuconv.kernels.cpu.plan import Packed
 
 FILTERS, INPUTS, OUTPUTS = range(3)  # what a launch computes
 CHUNK = 32  # channels a partial sum
-LEAST = 8  # channels summed over; with fewer, the transforms' errors are more than plain sums'
+LEAST = (
+    16  # channels, in and out: with fewer, plain sums are more than 4 times as exact, and faster
+)
 SECOND_CACHE = 1 << 20  # bytes of it that the filters may take
 BAND = 1 << 16  # bytes of an image that are transformed at a time
+TASK_BYTES = 1 << 19  # what a task's V and M should take of that cache
 MOST_TILES = 112  # a task
+LEAST_TASKS = 14  # if there are so many rows of tiles
+MOST_WORKSPACE = 1 << 26  # bytes of a transformed image
 
 
 def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
     from numba import njit
 
-    from gpuconv.kernels.cpu.square import square, transposed
     from gpuconv.kernels.cpu.vector import (
-        add_row,
-        add_tile_part,
         address,
         lanes,
-        load,
         load_part,
-        maximum,
         outer,
-        relu_tile,
         splat,
         store,
-        store_part,
-        store_tile,
-        store_tile_part,
         tile,
     )  # fmt: skip
     from gpuconv.kernels.cpu.winograd_transform import (
         add_blocks,
-        planes,
-        planes_part,
+        copies,
         store_blocks,
         transforms,
     )  # fmt: skip
@@ -87,6 +82,8 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
         # Until the compiler makes a kernel's body internal: one symbol for each set of constants.
         function.__qualname__ += mark
         return njit(error_model="numpy")(function)
+
+    turn, fetch, emit = copies(device)
 
     def product(tiles: int) -> Any:
         @device
@@ -114,30 +111,6 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
     steps += [2] * (5 - len(steps))
     all_rows, second, third, fourth, fifth = (product(r) for r in steps)
     r2, r3, r4, r5 = steps[1:]
-
-    @device
-    def zeros(p: Any, vectors: Any) -> None:
-        for i in range(vectors):
-            store(p + i * count, splat(p, 0))
-
-    @device
-    def turn(to: Any, p: Any, step: Any, length: Any, channels: Any) -> None:
-        """`length` numbers of each of `channels` planes, as `length` vectors."""
-        whole = channels >= count
-        i = 0
-        while i < length:
-            if length < 4:
-                store(to, splat(p, 0))
-                for c in range(min(channels, count)):
-                    to[c] = p[c * step + i]
-                to, i = to + count, i + 1
-            else:
-                at = min(i, length - 4)
-                if whole:
-                    store_tile(to + at * count, count, planes(p + at, step))
-                else:
-                    store_tile(to + at * count, count, planes_part(p + at, step, channels))
-                i += 4
 
     @device
     def filters(
@@ -169,37 +142,6 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
                         taps, step = taps + 8 * count, -count
                     at_i = to + (i // few * u_part + i % few * wide)
                     filter_tile(taps, 3 * step, step, at_i, few * wide)
-
-    @device
-    def fetch(
-        band: Any, x: Any, image: Any, top: Any, lines: Any, left: Any, across: Any, block: Any,
-        c: Any, h: Any, w: Any, last: Any,
-    ) -> None:  # fmt: skip
-        """Rows top .. top + lines of an image, columns -left .. across - left; zeros outside."""
-        c0 = block * count
-        channels = c - c0
-        begin = max(left, 0)
-        end = max(min(across, w + left), begin)
-        for line in range(lines):
-            row = top + line
-            to = band + line * across * count
-            if row < 0 or row >= h or begin == end:
-                zeros(to, across)
-            else:
-                zeros(to, begin)
-                zeros(to + end * count, across - end)
-                to = to + begin * count
-                if last:
-                    at = x + (((image * h + row) * w + begin - left) * c + c0)
-                    if channels >= count:
-                        for j in range(end - begin):
-                            store(to + j * count, load(at + j * c))
-                    else:
-                        for j in range(end - begin):
-                            store(to + j * count, load_part(at + j * c, channels))
-                else:
-                    at = x + (((image * c + c0) * h + row) * w + begin - left)
-                    turn(to, at, h * w, end - begin, channels)
 
     @device
     def inputs(
@@ -263,40 +205,6 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
                         fifth(m_at, v_at, u_at, channels, more)
                     m_at, v_at = m_at + m_blocks * v_block, v_at + v_blocks * v_block
                     left -= rows
-
-    @device
-    def emit(
-        y: Any, pixels: Any, add: Any, bias: Any, place: Any, step: Any, total: Any, outputs: Any,
-        last: Any, relu: Any,
-    ) -> None:  # fmt: skip
-        """`total` pixels, vectors of output channels, to y + place; what is fused with it."""
-        zero = splat(y, 0)
-        if last:
-            extra = load(bias)
-            for i in range(total):
-                at = place + i * step
-                value = load(pixels + i * count) + extra
-                if address(add) != 0:
-                    value = value + load_part(add + at, outputs)
-                if relu:
-                    value = maximum(value, zero)
-                if outputs >= count:
-                    store(y + at, value)
-                else:
-                    store_part(y + at, value, outputs)
-            return
-        for i in range(0, total, count):
-            at = place + i
-            left = total - i
-            sums = transposed(add_row(square(pixels + i * count, count, count), bias))
-            if address(add) != 0:
-                sums = add_tile_part(sums, add + at, step, outputs, left)
-            if relu:
-                sums = relu_tile(sums)
-            if left >= count and outputs >= count:
-                store_tile(y + at, step, sums)
-            else:
-                store_tile_part(y + at, step, sums, outputs, left)
 
     @device
     def outputs(
@@ -419,7 +327,7 @@ def supports(spec: Any, dtype: str, which: str) -> bool:
         and spec.kernel == (3, 3)
         and spec.stride == spec.dilation == (1, 1)
         and spec.groups == 1
-        and spec.w_shape[which == "forward"] >= LEAST
+        and min(spec.w_shape[:2]) >= LEAST
     )
 
 
@@ -460,13 +368,16 @@ def _plan(
     down, across = -(-p // size), -(-q // size)
     lines = n * down
     fused = xi * 4 * blocks * count * panels * wide > SECOND_CACHE
-    each, part, group = _cut(lines, across, panels, rows, fused)
+    if fused and n > 1 and 4 * xi * n * down * across * blocks * count > MOST_WORKSPACE:
+        return _halves(device, x_shape, y_shape, pads, last, relu, steps)
+    fit = TASK_BYTES // (4 * xi * (blocks * count + wide))
+    each, part, chunk = _cut(lines, across, panels, max(rows, min(fit, MOST_TILES)), fused, count)
     some = max(1, min(each, BAND // (size * (size * across + 2) * count * 4)))
     tile_panels = -(-each * across // rows)
-    chunk = CHUNK // count
     v_block, u_block = xi * rows * count, xi * count * wide
     v_size = tile_panels * blocks * v_block
     m_at = 0 if fused else v_size
+    group = part if fused else 1
     u_at = m_at + tile_panels * group * vectors * v_block
     band_at = u_at + (group * chunk * u_block if fused else 0)
     spare_at = band_at + ((size * some + 2) * (size * across + 2) + count) * count
@@ -506,14 +417,30 @@ def _plan(
     return Packed(packed, compute)
 
 
-def _cut(lines: int, across: int, panels: int, rows: int, fused: bool) -> tuple[int, int, int]:
-    """(rows of tiles a task, panels of U a task, of these at a time), from the shapes alone."""
-    most = max(1, MOST_TILES // across)
+def _halves(device: Any, x_shape: Any, y_shape: Any, *others: Any) -> Any:
+    """The plan of a large batch: one half of the images, then the other."""
+    half = x_shape[0] // 2
+    first, second = (
+        _plan(device, (count, *x_shape[1:]), (count, *y_shape[1:]), *others)
+        for count in (half, x_shape[0] - half)
+    )
+
+    def run(x: Any, w: Any, b: Any, add: Any, y: Any) -> None:
+        first(x[:half], w, b, None if add is None else add[:half], y[:half])
+        second(x[half:], w, b, None if add is None else add[half:], y[half:])
+
+    return run
+
+
+def _cut(
+    lines: int, across: int, panels: int, fit: int, fused: bool, count: int
+) -> tuple[int, int, int]:
+    """(rows of tiles a task, panels of U a task, blocks a partial sum), from the shapes alone."""
+    chunk = max(1, CHUNK // count)
     if not fused:
-        each = max(1, min(most, -(-lines // 14)))
-        return each, panels, 1
-    each = min(most, lines)
-    parts = -(-lines // each)
+        return max(1, min(fit // across, -(-lines // LEAST_TASKS))), panels, chunk
+    parts = -(-lines // max(1, MOST_TILES // across))
     each = -(-lines // parts)
-    part = 1 if parts * panels < 8 else 2
-    return each, part, part
+    if each * across <= 16:
+        return each, 1, 1  # the transformed filters are used for little: they stay close
+    return each, 1 if parts * panels < 8 else 2, chunk

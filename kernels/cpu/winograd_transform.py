@@ -23,6 +23,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from gpuconv.kernels.cpu.cook_toom import matrices
+from gpuconv.kernels.cpu.square import square, transposed
 from gpuconv.kernels.cpu.transforms import _apply, _shuffle, both_sides
 from gpuconv.kernels.cpu.vector import (
     I64,
@@ -33,8 +34,21 @@ from gpuconv.kernels.cpu.vector import (
     _mask,
     _store,
     _vector,
+    add_row,
+    add_tile_part,
+    address,
+    lanes,
+    load,
+    load_part,
+    maximum,
+    relu_tile,
+    splat,
+    store,
+    store_part,
+    store_tile,
+    store_tile_part,
     width,
-)
+)  # fmt: skip
 
 POINTS = {  # m: points beside infinity
     4: ((0, 1), (2, 3), (-2, 3), (3, 2), (-3, 2)),
@@ -187,3 +201,102 @@ def store_blocks(typingctx: Any, p: Any, step: Any, sums: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(p, types.int64, sums), codegen
+
+
+# --- between images and rows of vectors
+
+
+def copies(device: Any) -> tuple[Any, Any, Any]:
+    """(turn, fetch, emit): functions for kernels, compiled by `device`."""
+    count = lanes("float32")
+
+    @device
+    def zeros(p: Any, vectors: Any) -> None:
+        for i in range(vectors):
+            store(p + i * count, splat(p, 0))
+
+    @device
+    def turn(to: Any, p: Any, step: Any, length: Any, channels: Any) -> None:
+        """`length` numbers of each of `channels` planes, as `length` vectors."""
+        whole = channels >= count
+        i = 0
+        while i < length:
+            if length < 4:
+                store(to, splat(p, 0))
+                for c in range(min(channels, count)):
+                    to[c] = p[c * step + i]
+                to, i = to + count, i + 1
+            else:
+                at = min(i, length - 4)
+                if whole:
+                    store_tile(to + at * count, count, planes(p + at, step))
+                else:
+                    store_tile(to + at * count, count, planes_part(p + at, step, channels))
+                i += 4
+
+    @device
+    def fetch(
+        band: Any, x: Any, image: Any, top: Any, lines: Any, left: Any, across: Any, block: Any,
+        c: Any, h: Any, w: Any, last: Any,
+    ) -> None:  # fmt: skip
+        """Rows top .. top + lines of an image, columns -left .. across - left; zeros outside."""
+        c0 = block * count
+        channels = c - c0
+        begin = max(left, 0)
+        end = max(min(across, w + left), begin)
+        for line in range(lines):
+            row = top + line
+            to = band + line * across * count
+            if row < 0 or row >= h or begin == end:
+                zeros(to, across)
+            else:
+                zeros(to, begin)
+                zeros(to + end * count, across - end)
+                to = to + begin * count
+                if last:
+                    at = x + (((image * h + row) * w + begin - left) * c + c0)
+                    if channels >= count:
+                        for j in range(end - begin):
+                            store(to + j * count, load(at + j * c))
+                    else:
+                        for j in range(end - begin):
+                            store(to + j * count, load_part(at + j * c, channels))
+                else:
+                    at = x + (((image * c + c0) * h + row) * w + begin - left)
+                    turn(to, at, h * w, end - begin, channels)
+
+    @device
+    def emit(
+        y: Any, pixels: Any, add: Any, bias: Any, place: Any, step: Any, total: Any, outputs: Any,
+        last: Any, relu: Any,
+    ) -> None:  # fmt: skip
+        """`total` pixels, vectors of output channels, to y + place; what is fused with it."""
+        zero = splat(y, 0)
+        if last:
+            extra = load(bias)
+            for i in range(total):
+                at = place + i * step
+                value = load(pixels + i * count) + extra
+                if address(add) != 0:
+                    value = value + load_part(add + at, outputs)
+                if relu:
+                    value = maximum(value, zero)
+                if outputs >= count:
+                    store(y + at, value)
+                else:
+                    store_part(y + at, value, outputs)
+            return
+        for i in range(0, total, count):
+            at = place + i
+            left = total - i
+            sums = transposed(add_row(square(pixels + i * count, count, count), bias))
+            if address(add) != 0:
+                sums = add_tile_part(sums, add + at, step, outputs, left)
+            if relu:
+                sums = relu_tile(sums)
+            if left >= count and outputs >= count:
+                store_tile(y + at, step, sums)
+            else:
+                store_tile_part(y + at, step, sums, outputs, left)
+
+    return turn, fetch, emit

@@ -9,18 +9,19 @@ and the 6 x 6 pixels of x that it meets give 3 x 3 numbers of gw, from 36 produc
 The sum in the middle is, for each of the 36 places in a tile, a matrix product K x tiles x C.
 
     x  --> bands: 4 or 6 rows of pixels, --> 36 x panels of C --\\            36 sums      gw
-    gy --> lanes channels, zeros around --> 36 x panels of K ----> products --> K x C --> K, C, 3, 3
+    gy --> lanes channels, zeros around --> 36 x panel of K  ----> products --> K x C --> K, C, 3, 3
 
-Vectors hold neighbouring channels; of NCHW arrays the bands are transposed. A chunk of tiles (at
-most 64: its sums begin at zero, which keeps errors small) is transformed into panels:
-[chunk][36 places][panel][tile][channels of the panel], and products of `rows` of K by `vectors`
-of C add to sums that lie as [36 places][tile of products][row][vectors].
+Vectors hold neighbouring channels; of NCHW arrays the bands are transposed. A task has a block of
+at most 64 K and 128 C, and all tiles or a range of them, a chunk at a time (at most 64 tiles: its
+sums begin at zero, which keeps errors small): it transforms the chunk into panels
+[36 places][panel][tile][channels of the panel], and products of `rows` of K by `vectors` of C add
+to sums that lie as [36 places][panel of C][K][channels of the panel]. Panels and sums
+stay in the second-level cache; blocks that share channels transform them again, which is quicker
+than to fetch what another processor has written. Where tasks have ranges of tiles, a second launch
+adds their sums in order.
 
-Few channels: a task takes a range of chunks, transforms them into the thread's own memory, and has
-sums of its own; a second launch adds the tasks' sums in order. Many channels: the first launch
-transforms everything, and a task of the second has a block of K and C, whose sums stay in its
-thread's memory. Points 0, 2/3, -2/3, 3/2, -3/2 and infinity have the smallest errors of
-those tried: about twice those of plain sums.
+Points 0, 2/3, -2/3, 3/2, -3/2 and infinity have the smallest errors of those tried: about twice
+those of plain sums.
 """
 
 from collections.abc import Callable
@@ -87,10 +88,10 @@ def _expander(last: bool, lanes: int) -> Any:
         x: Any, c: int, h: int, w: int, size: int, top: int, left: int, down: int, across: int,
         first: int, end: int, channel: int, band: Any, to: Any, panel: int, step: int,
     ) -> None:  # fmt: skip
-        """Tiles first .. end of `lanes` channels: tile t, place i to (t - first) * panel + i * step.
+        """Tiles first .. end of `lanes` channels of x (n, c, h, w), transformed.
 
-        x is (n, c, h, w); there are down x across tiles an image, the first begins at (-top, -left).
-        `size` is 6 for the input and 4 for the gradient by output.
+        Tile t, place i go to (t - first) * panel + i * step. There are down x across tiles an
+        image, of which the first begins at (-top, -left). `size` is 6, or of gy 4.
         """
         zero = splat(x, 0.0)
         width = min(lanes, c - channel)
@@ -204,7 +205,7 @@ def make_chunks(dtype: str, last: bool, rows: int, vectors: int, lanes: int) -> 
         sums: Any, gw: Any, c: int, real: int, few: int, left: int, kwide: int, splace: int,
         spare: Any,
     ) -> None:  # fmt: skip
-        """The last transform of sums of `few` panels, to gw (real, c, 3, 3), of whose c are left."""
+        """The last transform of sums of `few` panels, to gw (real, c, 3, 3); `left` of c remain."""
         high = (kwide + rows - 1) // rows * rows
         for j in range(few):
             for r in range(real):
@@ -393,19 +394,14 @@ def cut(c: int, k: int, tiles: int) -> Cut:
 def supports(spec: Any, dtype: str, which: str) -> bool:
     """Gradients by weight of 3x3 kernels, stride 1, one group, in float32.
 
-    Not of few tiles or channels: what is computed from so few numbers is nearer to exact in plain
-    arithmetic than 4 times closer than this.
+    Not of few channels or tiles: with so few numbers, plain sums can be 4 times nearer to exact.
     """
-    c, k = spec.x_shape[1], spec.w_shape[0]
-    return (
-        which == "grad_weight"
-        and dtype == "float32"
-        and spec.kernel == (3, 3)
-        and spec.stride == spec.dilation == (1, 1)
-        and spec.groups == 1
-        and min(c, k) >= 16
-        and (_tiles(spec)[2] >= 9 or (_tiles(spec)[2] >= 4 and c * k >= 128 * 128))
-    )
+    if spec.kernel != (3, 3) or which != "grad_weight" or dtype != "float32":
+        return False
+    c, k, tiles = spec.x_shape[1], spec.w_shape[0], _tiles(spec)[2]
+    enough = min(c, k) >= 16 and min(spec.y_shape[2:]) >= 3
+    many = tiles >= 9 or (tiles >= 4 and min(spec.y_shape[2:]) >= 7 and c * k >= 512 * 512)
+    return spec.stride == spec.dilation == (1, 1) and spec.groups == 1 and enough and many
 
 
 def _tiles(spec: Any) -> tuple[int, int, int]:

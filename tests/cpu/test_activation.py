@@ -7,7 +7,7 @@ import pytest
 
 from gpuconv.autograd import Tensor
 from gpuconv.backends import backend
-from gpuconv.cpu import CpuBackend
+from gpuconv.cpu import CpuBackend, activation as cpu_activation
 from gpuconv.cpu.device import DEVICE
 from gpuconv.cpu.team import set_num_threads
 from gpuconv.kernels.cpu import activation
@@ -27,8 +27,9 @@ def mixed(seed: int, *shape: int) -> Any:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_every_length(isa: str, dtype: str) -> None:
+def test_every_length(monkeypatch: pytest.MonkeyPatch, isa: str, dtype: str) -> None:
     be = CpuBackend()
+    monkeypatch.setattr(cpu_activation, "FEW", 0)
     for size in SIZES:
         x, gy = mixed(0, size).astype(dtype), mixed(1, size).astype(dtype)
         y = be.relu(x)
@@ -69,8 +70,9 @@ def test_nothing_else_is_written(isa: str) -> None:
 
 
 @pytest.mark.parametrize("form", [np.ascontiguousarray, channels_last], ids=["nchw", "last"])
-def test_memory_formats(form: Any) -> None:
+def test_memory_formats(monkeypatch: pytest.MonkeyPatch, form: Any) -> None:
     be = CpuBackend()
+    monkeypatch.setattr(cpu_activation, "FEW", 0)
     x, gy = (form(mixed(i, 2, 5, 7, 9).astype(np.float32)) for i in range(2))
     y = be.relu(x)
     gx = be.relu_grad(gy, y)

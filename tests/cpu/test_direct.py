@@ -9,6 +9,7 @@ from gpuconv.shapes import ConvSpec
 from tests.cpu.conftest import check_conv
 
 PASSES = ("forward", "grad_input")
+FORMATS = pytest.mark.parametrize("last", [False, True], ids=["NCHW", "NHWC"])
 S = ConvSpec.infer
 SPECS = {
     "one number": S((1, 1, 1, 1), (1, 1, 1, 1)),
@@ -32,14 +33,14 @@ SPECS = {
 
 
 @pytest.mark.parametrize("which", PASSES)
-@pytest.mark.parametrize("last", [False, True], ids=["NCHW", "NHWC"])
+@FORMATS
 @pytest.mark.parametrize("name", SPECS)
 def test_specs(isa: str, name: str, last: bool, which: str) -> None:
     check_conv(direct, which, SPECS[name], last)
 
 
 @pytest.mark.parametrize("which", PASSES)
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 49, 64, 65])
+@pytest.mark.parametrize("channels", [1, 4, 5, 8, 9, 15, 16, 17, 32, 33, 48, 49, 64, 65])
 def test_channels_around_tiles(isa: str, channels: int, which: str) -> None:
     """One below, at, above the widths of vectors and tiles, of either side of the sum."""
     other = 4
@@ -49,25 +50,25 @@ def test_channels_around_tiles(isa: str, channels: int, which: str) -> None:
         check_conv(direct, which, spec, last)
 
 
-@pytest.mark.parametrize("width", [1, 2, 5, 6, 7, 8, 9, 12, 13, 15, 16, 17, 33])
+@pytest.mark.parametrize("width", [1, 5, 6, 7, 8, 9, 15, 16, 17, 33])
 def test_pixels_around_tiles(isa: str, width: int) -> None:
     for last in (False, True):
         for channels in (3, 33):
             check_conv(direct, "forward", S((2, 3, 3, width), (channels, 3, 3, 3), 1, 1), last)
 
 
-@pytest.mark.parametrize("last", [False, True], ids=["NCHW", "NHWC"])
+@FORMATS
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize("relu", [False, True])
 def test_epilogue(isa: str, last: bool, bias: bool, add: bool, relu: bool) -> None:
-    for channels in (5, 19, 64):
+    for channels in (4, 33):
         spec = S((2, 6, 7, 9), (channels, 6, 3, 3), 1, 1)
         check_conv(direct, "forward", spec, last, bias=bias, add=add, relu=relu)
 
 
 @pytest.mark.parametrize("which", PASSES)
-@pytest.mark.parametrize("name", ["3x3", "stride 2", "all at once", "deep", "groups of many"])
+@pytest.mark.parametrize("name", ["3x3", "stride 2", "groups of many"])
 def test_float64(isa: str, name: str, which: str) -> None:
     options: dict[str, Any] = {}
     if which == "forward":

@@ -142,9 +142,7 @@ def test_no_positions_and_no_classes() -> None:
 
 @FORMATS
 @pytest.mark.parametrize("shape", [(5, 7), (2, 5, 5, 7)])
-def test_nothing_beyond_results(
-    isa: str, rng: np.random.Generator, shape: Any, last: bool
-) -> None:
+def test_nothing_beyond_results(isa: str, rng: np.random.Generator, shape: Any, last: bool) -> None:
     last = last and len(shape) > 2
     x, target, w, g = random(rng, shape, last)
     x, w, g = (a.astype("float32") for a in (x, w, g))

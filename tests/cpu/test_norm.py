@@ -171,16 +171,14 @@ def test_what_no_kernel_takes_is_array_code() -> None:
     assert mean.shape == gw.shape == (3,)
     for kind in ("float16", ">f4"):
         x = np.random.default_rng(0).standard_normal((4, 3, 5)).astype(kind)
-        for ours, theirs in zip(be.batch_norm(x, None, None, 1e-5)[:3],
-                                REFERENCE.batch_norm(x, None, None, 1e-5)[:3], strict=True):  # fmt: skip
+        both = (backend.batch_norm(x, None, None, 1e-5)[:3] for backend in (be, REFERENCE))
+        for ours, theirs in zip(*both, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
 @FORMATS
 @pytest.mark.parametrize("shape", [(2, 3, 9, 11), (2, 2, 200, 111), (9, 24, 31, 33)])
-def test_nothing_beyond_results(
-    isa: str, rng: np.random.Generator, shape: Any, last: bool
-) -> None:
+def test_nothing_beyond_results(isa: str, rng: np.random.Generator, shape: Any, last: bool) -> None:
     x, w, b, gy = (a.astype("float32") for a in random(rng, shape, last))
     for count in (1, 3):
         set_num_threads(count)

@@ -48,7 +48,7 @@ SHAPES = {
     "one pixel more": spec(1, 17, 17, 17, 17),
     "one pixel less": spec(2, 31, 15, 15, 33),
     "one row of tiles": spec(4, 32, 3, 40, 32),
-    "one column of tiles": spec(4, 33, 41, 2, 64),
+    "one column of tiles": spec(4, 33, 41, 3, 64),
     "a band and one tile": spec(1, 64, 12, 57, 65),
     "longer than bands": spec(1, 20, 9, 130, 20),
     "no padding": spec(2, 64, 18, 18, 63, 0),
@@ -58,7 +58,8 @@ SHAPES = {
     "chunks and parts": spec(8, 32, 36, 32, 32),
     "one block of panels": spec(1, 160, 14, 14, 96),
     "blocks and chunks": spec(2, 130, 30, 26, 150),
-    "few tiles": spec(1, 256, 7, 7, 128),
+    "few tiles": spec(1, 512, 7, 7, 512),
+    "seven pixels": spec(3, 100, 7, 7, 144),
 }
 
 
@@ -118,6 +119,7 @@ def test_supports() -> None:
         spec(1, 8, 28, 28, 64),
         spec(1, 64, 28, 28, 8),
         spec(1, 64, 8, 8, 64),
+        spec(100, 64, 2, 2, 64),
         ConvSpec.infer((1, 64, 28, 28), (64, 32, 3, 3), groups=2),
         ConvSpec.infer((1, 64, 28, 28), (64, 64, 1, 1)),
     ]

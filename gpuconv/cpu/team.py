@@ -90,10 +90,14 @@ class Helper:
     def _live(self) -> None:
         while True:
             self.gate.acquire()
+            while not self.stopped:
+                self.serve(self.spare, self.spare, self.address, self.number, AWAKE, READY)
+                self.asleep = True
+                # Who opened a job just before that line has not called.
+                if not self.state[threads.OPEN]:
+                    break
             if self.stopped:
                 return
-            self.serve(self.spare, self.spare, self.address, self.number, AWAKE, READY)
-            self.asleep = True
 
 
 _SPARE = (ctypes.c_int64 * 8)()

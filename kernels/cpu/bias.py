@@ -60,7 +60,6 @@ def _planes(dtype: str) -> Callable[..., None]:
                 whole += total((a + b) + (c + d))
             sums[chunk * outputs + k] = whole
 
-    planes.__qualname__ += f"_{current().name}_{dtype}"
     return planes
 
 
@@ -107,7 +106,6 @@ def _rows(dtype: str, rounds: int) -> Callable[..., None]:
         for i in range(0, period, n):
             store(into + i, load(into + i) + load(inner + i))
 
-    rows.__qualname__ += f"_{current().name}_{dtype}"
     return rows
 
 
@@ -121,7 +119,6 @@ def _folded(dtype: str) -> Callable[..., None]:
                 whole += sums[i]
             gb[k] = whole
 
-    folded.__qualname__ += f"_{current().name}_{dtype}"
     return folded
 
 

@@ -162,7 +162,6 @@ def _lanes(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                         sums = add_tile(sums, into, columns)
                     store_tile(into, columns, sums)
 
-    weight.__qualname__ += f"_{current().name}_{dtype}_{rows}_{vectors}"
     return weight
 
 
@@ -188,7 +187,6 @@ def _gathered(dtype: str, rows: int) -> Callable[..., None]:
             for j in range(j_all):
                 to[j] = sums[order[j] + k * columns]
 
-    gathered.__qualname__ += f"_{current().name}_{dtype}_{rows}"
     return gathered
 
 

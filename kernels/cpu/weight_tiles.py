@@ -7,7 +7,7 @@ that each tap sees, then pass every tile over its list. At the end its sums go i
 from collections.abc import Callable
 from typing import Any
 
-from gpuconv.kernels.cpu.compiler import I32P, I64, I64P, Data, current
+from gpuconv.kernels.cpu.compiler import I32P, I64, I64P, Data
 
 
 def outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]:
@@ -297,8 +297,6 @@ def outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]:
                         store_tile_part(to + j, j_all, transposed(some), real, many)
             v += size
 
-    # Until the compiler makes a kernel's body internal: one symbol for each set of constants.
-    weight.__qualname__ += f"_{current().name}_{dtype}_{rows}_{wide}_{narrow}"
     return weight
 
 
@@ -323,5 +321,4 @@ def added_up(dtype: str) -> Callable[..., None]:
                     value = value + load_part(part + (chunk * size + i), end - i)
                 store_part(gw + i, value, end - i)
 
-    added.__qualname__ += f"_{current().name}_{dtype}"
     return added

@@ -76,13 +76,7 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
     u_part = all_xi * few * wide  # of so few channels that its pages fit the processor's tables
     u_block = 2 * u_part
     filter_tile, input_tile, inverse_tile = transforms(size)
-    mark = f"_{current().name}_{size}_{rows}_{vectors}"
-
-    def device(function: Any) -> Any:
-        # Until the compiler makes a kernel's body internal: one symbol for each set of constants.
-        function.__qualname__ += mark
-        return njit(error_model="numpy")(function)
-
+    device = njit(error_model="numpy")
     turn, fetch, emit = copies(device)
 
     def product(tiles: int) -> Any:
@@ -315,7 +309,6 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
                     )  # fmt: skip
             panel += now
 
-    winograd.__qualname__ += mark
     return winograd
 
 
@@ -371,7 +364,8 @@ def _plan(
     if fused and n > 1 and 4 * xi * n * down * across * blocks * count > MOST_WORKSPACE:
         return _halves(device, x_shape, y_shape, pads, last, relu, steps)
     fit = TASK_BYTES // (4 * xi * (blocks * count + wide))
-    each, part, chunk = _cut(lines, across, panels, max(rows, min(fit, MOST_TILES)), fused, count)
+    fit = max(rows, min(fit, MOST_TILES))
+    each, part, chunk = _cut(lines, across, panels, rows, fit, fused, count)
     some = max(1, min(each, BAND // (size * (size * across + 2) * count * 4)))
     tile_panels = -(-each * across // rows)
     v_block, u_block = xi * rows * count, xi * count * wide
@@ -433,12 +427,14 @@ def _halves(device: Any, x_shape: Any, y_shape: Any, *others: Any) -> Any:
 
 
 def _cut(
-    lines: int, across: int, panels: int, fit: int, fused: bool, count: int
+    lines: int, across: int, panels: int, rows: int, fit: int, fused: bool, count: int
 ) -> tuple[int, int, int]:
     """(rows of tiles a task, panels of U a task, blocks a partial sum), from the shapes alone."""
     chunk = max(1, CHUNK // count)
     if not fused:
-        return max(1, min(fit // across, -(-lines // LEAST_TASKS))), panels, chunk
+        each = min(fit // across, -(-lines // LEAST_TASKS))
+        # A panel of tiles at least, unless there would be hardly any tasks.
+        return max(1, each, min(-(-rows // across), lines // 4)), panels, chunk
     parts = -(-lines // max(1, MOST_TILES // across))
     each = -(-lines // parts)
     if each * across <= 16:

@@ -250,8 +250,8 @@ def _cupy() -> Any:
 
 
 def host_backend() -> Backend:
-    """The backend for NumPy arrays when none was chosen: $GPUCONV_BACKEND, else the reference."""
-    name = os.environ.get("GPUCONV_BACKEND", "numpy")
+    """The backend for NumPy arrays when none was chosen: $GPUCONV_BACKEND, else "cpu"."""
+    name = os.environ.get("GPUCONV_BACKEND", "cpu")
     be = get_backend(name)
     if be.xp is not np:
         raise DeviceError(

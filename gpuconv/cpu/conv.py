@@ -12,14 +12,26 @@ Nothing is timed here, so the choice is the same every time. Problems with one s
 those of two whose height is 1; padding of other modes than zeros is array code.
 """
 
+import weakref
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from gpuconv.cpu import thresholds
 from gpuconv.errors import ArgumentError
-from gpuconv.kernels.cpu import depthwise, direct, pointwise, weight, winograd, winograd_weight
+from gpuconv.kernels.cpu import (
+    bias,
+    depthwise,
+    direct,
+    pointwise,
+    weight,
+    winograd,
+    winograd_weight,
+)
+from gpuconv.kernels.cpu.plan import Packed
 from gpuconv.planned import Plan, Planned, padded
 from gpuconv.precision import get_float32_precision
 from gpuconv.shapes import ConvSpec
@@ -81,6 +93,8 @@ def obstacle(algorithm: str, spec: ConvSpec, dtype: Any, which: str, precision: 
         return f"it takes images and sequences, not {spec.nd} spatial axes"
     if algorithm == "winograd" and precision == "highest":
         return "the precision is 'highest'"
+    if algorithm == "depthwise" and spec.groups == 1:
+        return "it takes one input channel a group, of several groups"
     if kernels(algorithm, which).supports(flat(spec), dtype.name, which):
         return ""
     if algorithm == "depthwise":
@@ -125,6 +139,31 @@ def choose(spec: ConvSpec, dtype: Any, which: str, precision: str, algo: str = "
     return Choice("direct", f"the general kernel; winograd cannot take it: {reason}")
 
 
+class Constants:
+    """A plan that packs a weight that cannot change once, and keeps that as long as the weight.
+
+    Such a weight owns its memory and is read-only, as those of `gpuconv.nn.fold` are.
+    """
+
+    def __init__(self, plan: Packed) -> None:
+        self.plan = plan
+        self.packed: dict[int, tuple[weakref.ref[Any], Any]] = {}
+
+    def __call__(self, x: Array, w: Array, *others: Any) -> None:
+        if w.flags.writeable or not w.flags.owndata:
+            self.plan(x, w, *others)
+            return
+        number = id(w)
+        found = self.packed.get(number)
+        if found is None:
+            gone = partial(self._forget, number)
+            found = self.packed[number] = weakref.ref(w, gone), self.plan.pack(w)
+        self.plan.compute(x, found[1], *others)
+
+    def _forget(self, number: int, _: Any) -> None:
+        self.packed.pop(number, None)
+
+
 class CpuConv(Planned):
     """The convolution part of `CpuBackend`."""
 
@@ -135,11 +174,13 @@ class CpuConv(Planned):
         self, spec: ConvSpec, dtype: Any, last: bool, bias: bool, add: bool, relu: bool, algo: str
     ) -> Plan:
         choice = choose(spec, dtype, "forward", get_float32_precision(), algo)
-        base: Any = super()
+        base = self._plain()
         if choice.algorithm == "im2col":
             return lambda x, w, b, add=None: base.conv(spec, x, w, b, add=add, relu=relu)
         make = kernels(choice.algorithm, "forward").forward
         run = make(self.device, flat(spec), dtype.name, last, bias, add, relu)
+        if isinstance(run, Packed):
+            run = Constants(run)
         pads, mode = spec.padding, spec.padding_mode
 
         def conv(x: Array, w: Array, b: Array | None, add: Array | None = None) -> Array:
@@ -155,7 +196,7 @@ class CpuConv(Planned):
         if spec.padding_mode != "zeros":
             return self._folded(spec, algo)
         choice = choose(spec, dtype, "grad_input", get_float32_precision(), algo)
-        base: Any = super()
+        base = self._plain()
         if choice.algorithm == "im2col":
             return lambda gy, w: base.conv_grad_input(spec, gy, w)
         make = kernels(choice.algorithm, "grad_input").grad_input
@@ -172,7 +213,7 @@ class CpuConv(Planned):
         self, spec: ConvSpec, dtype: Any, last: bool, gy_last: bool, algo: str
     ) -> Plan:
         choice = choose(spec, dtype, "grad_weight", get_float32_precision(), algo)
-        base: Any = super()
+        base = self._plain()
         if choice.algorithm == "im2col":
             return lambda gy, x: base.conv_grad_weight(spec, gy, x)
         make = kernels(choice.algorithm, "grad_weight").grad_weight
@@ -189,3 +230,12 @@ class CpuConv(Planned):
             return gw
 
         return grad_weight
+
+    def bias_gradient(self, gy: Array) -> Array:
+        gy, last = self.dense(gy)
+        if gy.dtype.name not in DTYPES or not gy.size:
+            return super().bias_gradient(gy)
+        key = gy.shape[0], gy.shape[1], prod(gy.shape[2:]), gy.dtype.name, last
+        gb = np.empty(gy.shape[1:2], gy.dtype)
+        self.plan(bias.bias_gradient, *key)(gy, gb)
+        return gb

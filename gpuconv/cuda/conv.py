@@ -141,7 +141,7 @@ class CudaConv(Planned):
         self, spec: ConvSpec, dtype: Any, last: bool, bias: bool, add: bool, relu: bool, algo: str
     ) -> Callable[..., Array]:
         choice = choose(spec, dtype, "forward", self.device.sms, algo)
-        base: Any = super()
+        base = self._plain()
         if choice.algorithm == "im2col":
             return lambda x, w, b, add=None: base.conv(spec, x, w, b, add=add, relu=relu)
         if choice.algorithm == "gemm":
@@ -175,7 +175,7 @@ class CudaConv(Planned):
         if spec.padding_mode != "zeros":
             return self._folded(spec, algo)
         choice = choose(spec, dtype, "grad_input", self.device.sms, algo)
-        base: Any = super()
+        base = self._plain()
         if choice.algorithm == "im2col":
             return lambda gy, w: base.conv_grad_input(spec, gy, w)
         if choice.algorithm == "gemm":
@@ -202,7 +202,7 @@ class CudaConv(Planned):
         self, spec: ConvSpec, dtype: Any, last: bool, gy_last: bool, algo: str
     ) -> Callable[..., Array]:
         choice = choose(spec, dtype, "grad_weight", self.device.sms, algo)
-        base: Any = super()
+        base = self._plain()
         if choice.algorithm == "im2col":
             return lambda gy, x: base.conv_grad_weight(spec, gy, x)
         if choice.algorithm == "gemm":

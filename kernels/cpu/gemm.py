@@ -56,7 +56,7 @@ def _multiply(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
     pack_rows, pack_pixels, pack_turned, pack_turned_pixels, copy_lines, pack_tiles = packers(
         dtype, rows, vectors
     )
-    device = njit(error_model="numpy", forceinline=True)
+    device = njit(error_model="numpy")
 
     @device
     def edge(
@@ -178,10 +178,11 @@ def _multiply(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                         pack_turned(panel, b_at + l0, b_n, depth, left)
                     elif how == TURNED_PIXELS:
                         pack_turned_pixels(panel, b_at, b_n, b_table + l0, depth, left)
-                    elif address(b_table) != 0:
-                        pack_rows(panel, b_at, b_k, b_table + l0, True, depth, left)
                     else:
-                        pack_rows(panel, b_at + l0 * b_k, b_k, b_table, False, depth, left)
+                        tabled = address(b_table) != 0
+                        if not tabled:
+                            b_at = b_at + l0 * b_k
+                        pack_rows(panel, b_at, b_k, b_table + l0, tabled, depth, left)
                     panel = panel + k_block * wide
             for i in range(i0, i1, rows):
                 top = min(i, m - rows)

@@ -25,20 +25,8 @@ Run = Callable[..., None]
 
 # (rows, vectors) by registers. Sums, one row of B and a number of A are in registers at once.
 TILES = {
-    32: (
-        (8, 3),
-        (14, 2),
-        (6, 4),
-        (12, 2),
-        (10, 2),
-        (7, 3),
-        (4, 4),
-        (2, 4),
-        (1, 4),
-        (14, 1),
-        (4, 1),
-    ),
-    16: ((6, 2), (4, 3), (4, 2), (2, 4), (1, 4), (12, 1), (4, 1)),
+    32: ((8, 3), (14, 2), (6, 4), (7, 3), (4, 4), (1, 4), (14, 1)),
+    16: ((6, 2), (4, 3), (1, 4), (4, 1)),
 }
 CUTS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 48, 64)
 SMALL = 100_000  # multiply-adds below which one thread is as quick
@@ -207,8 +195,8 @@ def _product(device: Any, p: Product, dtype: str, c: Cut) -> Run:
         images=p.images, m_block=c.m_block, n_block=c.n_block, k_block=c.k_block,
         m_blocks=m_blocks, n_blocks=n_blocks, k_blocks=k_blocks, parts=c.parts,
         part_size=p.m * p.n if by_workspace else 0, lead=lead, how=how,
-        kind=0 if by_workspace else p.bias, relu=0 if by_workspace else int(p.relu), spread=p.spread, panel_size=panel,
-        own=own,
+        kind=0 if by_workspace else p.bias, relu=0 if by_workspace else int(p.relu),
+        spread=p.spread, panel_size=panel, own=own,
     )  # fmt: skip
     tables = (p.a_lines, bool(p.b_table), p.c_lines, p.c_columns)
 
@@ -232,7 +220,8 @@ def _product(device: Any, p: Product, dtype: str, c: Cut) -> Run:
         scratch=(2 * lanes * lanes) * size + 64,
         several=several and p.m * p.n * c.parts > 32768,
         parts=c.parts, m=p.m, n=p.n, c_row=1 if p.turned else p.c_row,
-        c_column=p.c_row if p.turned else 1, kind=p.bias, relu=int(p.relu), block=block, own=2 * lanes * lanes,
+        c_column=p.c_row if p.turned else 1, kind=p.bias, relu=int(p.relu), block=block,
+        own=2 * lanes * lanes,
     )  # fmt: skip
 
     def in_parts(

@@ -13,15 +13,22 @@ Packers = tuple[Any, Any, Any, Any, Any, Any]
 
 
 def packers(dtype: str, high: int, vectors: int) -> Packers:
-    """(rows, pixels, turned, turned_pixels, lines, tiles): functions for kernels, of so large tiles."""
+    """(rows, pixels, turned, turned_pixels, lines, tiles): functions for so large tiles."""
     from numba import njit
 
     from gpuconv.kernels.cpu.blocks import turn, turn_part
-    from gpuconv.kernels.cpu.vector import lanes, load, load_part, store
+    from gpuconv.kernels.cpu.vector import lanes, load, load_part, splat, store
 
     count = lanes(dtype)
     wide = vectors * count
-    device = njit(error_model="numpy", forceinline=True)
+    device = njit(error_model="numpy")
+
+    @device
+    def clear(panel: Any, depth: Any, left: Any) -> None:
+        """Zeros in the registers of columns that have none of `left`."""
+        for j in range((left + count - 1) // count * count, wide, count):
+            for line in range(depth):
+                store(panel + (line * wide + j), splat(panel, 0))
 
     @device
     def rows(panel: Any, b: Any, step: Any, table: Any, tabled: Any, depth: Any, left: Any) -> None:
@@ -34,59 +41,60 @@ def packers(dtype: str, high: int, vectors: int) -> Packers:
                 for v in range(vectors):
                     store(panel + (line * wide + v * count), load(at + v * count))
             else:
-                for v in range(vectors):
-                    store(
-                        panel + (line * wide + v * count),
-                        load_part(at + v * count, left - v * count),
-                    )
+                for j in range(0, left, count):
+                    store(panel + (line * wide + j), load_part(at + j, left - j))
+        clear(panel, depth, left)
 
     @device
     def pixels(panel: Any, b: Any, step: Any, table: Any, depth: Any, left: Any) -> None:
         """Row l from b + l * step; its column j from table[j] beyond."""
-        for v in range(vectors):
-            columns = min(left - v * count, count)
-            to, where = panel + v * count, table + v * count
-            if columns > 0 and where[columns - 1] - where[0] == columns - 1:
-                first = where[0]
+        for j in range(0, left, count):
+            columns = min(left - j, count)
+            to, where = panel + j, table + j
+            first = where[0]
+            if where[columns - 1] - first == columns - 1:
                 for line in range(depth):
                     store(to + line * wide, load_part(b + (line * step + first), columns))
             else:
                 for line in range(depth):
                     at = b + line * step
-                    for j in range(max(columns, 0)):
-                        to[line * wide + j] = at[where[j]]
-                    for j in range(max(columns, 0), count):
-                        to[line * wide + j] = 0
+                    for i in range(columns):
+                        to[line * wide + i] = at[where[i]]
+                    for i in range(columns, count):
+                        to[line * wide + i] = 0
+        clear(panel, depth, left)
 
     @device
     def turned(panel: Any, b: Any, step: Any, depth: Any, left: Any) -> None:
         """Column j from b + j * step. Writes whole blocks: up to lanes - 1 rows beyond depth."""
-        for v in range(vectors):
-            columns = left - v * count
-            at = b + v * count * step
+        for j in range(0, left, count):
+            columns = left - j
+            at = b + j * step
             for line in range(0, depth, count):
-                to = panel + (line * wide + v * count)
+                to = panel + (line * wide + j)
                 if columns >= count and line + count <= depth:
                     turn(to, wide, at + line, step)
                 else:
                     turn_part(to, wide, at + line, step, columns, depth - line)
+        clear(panel, depth, left)
 
     @device
     def turned_pixels(panel: Any, b: Any, step: Any, table: Any, depth: Any, left: Any) -> None:
         """Column j from b + j * step; its row l from table[l] beyond."""
-        for j in range(wide):
+        for j in range((left + count - 1) // count * count):
             at = b + j * step
             for line in range(depth):
                 if j < left:
                     panel[line * wide + j] = at[table[line]]
                 else:
                     panel[line * wide + j] = 0
+        clear(panel, depth, left)
 
     @device
     def lines(
         to: Any, lead: Any, a: Any, step: Any, table: Any, tabled: Any, number: Any, length: Any
     ) -> None:
-        """`number` lines of `length` numbers, from a + i * step or a + table[i] to to + i * lead."""
+        """`number` lines of `length` numbers from a + i * step or a + table[i], `lead` apart."""
         for i in range(number):
             at = a + i * step
             if tabled:
@@ -99,7 +107,7 @@ def packers(dtype: str, high: int, vectors: int) -> Packers:
 
     @device
     def tiles(to: Any, a: Any, step: Any, depth: Any, first: Any, end: Any) -> None:
-        """Rows of A that are contiguous, `high` together: [tile][depth][high]; the last reaches back.
+        """Contiguous rows of A, `high` together: [tile][depth][high]; the last tile reaches back.
 
         Stores go beyond a line's end, where the next line follows: the scratch has room for it.
         """

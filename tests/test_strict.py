@@ -34,17 +34,18 @@ def train(optimizer: str, model: nn.Module, x: Any, labels: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", ["lenet5", "simple_cnn", "resnet20"])
 def test_training_runs_as_on_a_gpu(name: str, optimizer: str, rng: np.random.Generator) -> None:
     x = rng.standard_normal((4, 1, 28, 28)).astype(np.float32)
     labels = rng.integers(0, 10, 4)
     gc.manual_seed(1)
-    expected_model = models.create(name)
+    expected_model = models.create(name, in_channels=1)
     state = {k: v.copy() for k, v in expected_model.state_dict().items()}
     gc.manual_seed(2)
-    expected = train(optimizer, expected_model, gc.tensor(x), gc.tensor(labels))
+    with gc.backend("numpy"):
+        expected = train(optimizer, expected_model, gc.tensor(x), gc.tensor(labels))
     with gc.backend(Backend(strict, "strict")):
-        model = models.create(name)
+        model = models.create(name, in_channels=1)
         model.load_state_dict(state)
         for tensor in [*model.parameters(), *model.buffers()]:
             tensor.data = strict.asarray(tensor.data)

@@ -1,17 +1,23 @@
 """What plans of CPU kernels are made with: the same seam as `gpuconv.cuda.device`."""
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gpuconv.cpu.memory import POOL
+from gpuconv.cpu.memory import POOL, SCRATCH
 from gpuconv.cpu.team import get_num_threads, team
 from gpuconv.kernels.cpu import compiler
 from gpuconv.kernels.cpu.compiler import Kernel
 
 Array = Any
 Run = Callable[..., None]
+_NOTHING = (ctypes.c_int64 * (compiler.OBJECT // 8 + 1))()
+NOTHING = ctypes.addressof(_NOTHING)  # as an array whose data lies at address 0
+_PROBE = np.empty(1)
+if ctypes.c_void_p.from_address(id(_PROBE) + compiler.OBJECT).value != _PROBE.ctypes.data:
+    raise ImportError("gpuconv.cpu: arrays are not laid out as NumPy's are in CPython")
 
 
 class Device:
@@ -48,21 +54,20 @@ class Device:
         function, pack, count = compiler.function(kernel), compiler.packer(kernel), len(pointers)
 
         def run(*arrays: Array) -> None:
-            threads = get_num_threads()
+            threads = get_num_threads() if several else 1
             if scratch:
-                own = POOL.empty((threads * scratch,), np.uint8)
-                arrays = (*arrays, own)
+                arrays = (*arrays, SCRATCH.array(threads * scratch))
             if len(arrays) != count:
                 raise TypeError(f"kernel {kernel.name} takes {count} arrays, not {len(arrays)}")
-            places = [0 if a is None else a.ctypes.data for a in arrays]
-            team().run(function, tasks, pack(*places, *given), threads if several else 1)
+            places = [NOTHING if a is None else id(a) for a in arrays]
+            team().run(function, tasks, pack(*places, *given), threads)
 
         return run
 
     def launch(self, kernel: Kernel, tasks: int, *values: Any, several: bool = True) -> None:
         """The kernel once, with arrays and numbers in the order of its parameters."""
         given = [
-            0 if v is None else v.ctypes.data if isinstance(v, np.ndarray) else v for v in values
+            NOTHING if v is None else id(v) if isinstance(v, np.ndarray) else v for v in values
         ]
         block = compiler.packer(kernel)(*given)
         team().run(compiler.function(kernel), tasks, block, get_num_threads() if several else 1)

@@ -8,7 +8,7 @@ block is gone, the block is free again. What is kept unused is bounded.
 import ctypes
 import threading
 import weakref
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -28,6 +28,7 @@ class Pool:
         self.held = 0  # bytes of free blocks
         # The collector may free an array, and call `_back`, while its thread is inside: hence R.
         self.lock = threading.RLock()
+        self.releases = 0
         self.lent: dict[int, tuple[weakref.ref[Any], Any, int]] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -37,10 +38,11 @@ class Pool:
         if needed < SMALL:
             return np.empty(shape, kind)
         size = _class(needed)
+        block = None
         with self.lock:
             blocks = self.free.get(size)
-            block = blocks.pop() if blocks else None
-            if block is not None:
+            if blocks:
+                block = blocks.pop()
                 self.held -= size
         if block is None:
             block = _block(size)
@@ -61,9 +63,11 @@ class Pool:
         with self.lock:
             total, self.held = self.held, 0
             self.free.clear()
+            self.releases += 1  # scratch arrays are given up when they are asked for next
         return total
 
 
+@lru_cache(maxsize=4096)
 def _class(needed: int) -> int:
     """The size of block for so many bytes: at most an eighth more than needed."""
     step = 1 << max(needed.bit_length() - 4, 12)
@@ -80,7 +84,25 @@ def _block(size: int) -> Any:
     return (ctypes.c_char * size).from_buffer(raw, -raw.ctypes.data % ALIGN)
 
 
+class Scratch(threading.local):
+    """For each thread one array that grows, for what a launch needs only while it runs."""
+
+    def __init__(self) -> None:
+        self.held = np.empty(0, np.uint8)
+        self.releases = 0
+
+    def array(self, size: int) -> np.ndarray:
+        """Uninitialised, of at least `size` bytes, at a multiple of 64."""
+        if self.held.nbytes < size or self.releases != POOL.releases:
+            self.held, self.releases = (
+                np.ndarray(size, np.uint8, buffer=_block(size)),
+                POOL.releases,
+            )
+        return self.held
+
+
 POOL = Pool()
+SCRATCH = Scratch()
 
 
 def release_memory() -> int:

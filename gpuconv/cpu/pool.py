@@ -7,7 +7,6 @@ import numpy as np
 
 from gpuconv.cpu.activation import NAMES
 from gpuconv.kernels.cpu import pool, pool_last, pool_plane
-from gpuconv.kernels.cpu.pool_plane import Fixed
 from gpuconv.reference.conv import is_channels_last
 from gpuconv.reference.pool import Pool
 from gpuconv.shapes import PoolSpec
@@ -75,8 +74,8 @@ def _takes(spec: PoolSpec, x: Array) -> bool:
     return x.dtype in NAMES and spec.nd < 3 and x.size > 0
 
 
-def _number_table(device: Any, out: Any, divisor: float, dtype: Any, inverse: bool) -> Fixed:
-    return Fixed(_array_table(out, np.asarray(divisor), dtype, inverse))
+def _number_table(device: Any, out: Any, divisor: float, dtype: Any, inverse: bool) -> Array:
+    return np.ascontiguousarray(_array_table(out, np.asarray(divisor), dtype, inverse))
 
 
 def _array_table(out: Any, divisor: Array, dtype: Any, inverse: bool) -> Array:

@@ -34,9 +34,9 @@ class Block(nn.Module):
                 nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
             )
 
-    def layers(self) -> list[tuple[nn.Module, nn.Module]]:
+    def layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
         """(convolution, normalisation), in order."""
-        pairs: list[tuple[nn.Module, nn.Module]] = [(self.conv1, self.bn1), (self.conv2, self.bn2)]
+        pairs = [(self.conv1, self.bn1), (self.conv2, self.bn2)]
         return [*pairs, (self.conv3, self.bn3)] if hasattr(self, "conv3") else pairs
 
     def forward(self, x: Any) -> Any:

@@ -34,21 +34,22 @@ class FusedConv2d(Module):
         self.options, self.relu = options, relu
 
     @classmethod
-    def of(cls, conv: Module, norm: Module | None = None, relu: bool = False) -> "FusedConv2d":
+    def of(cls, conv: Module, norm: BatchNorm2d | None = None, relu: bool = False) -> "FusedConv2d":
         """Of a Conv2d, the BatchNorm2d after it if there is one, and a ReLU after that."""
         if not isinstance(conv, Conv2d):
             raise ArgumentError(f"FusedConv2d: {type(conv).__name__} is no Conv2d")
         w, b = conv.weight.data.copy(), None if conv.bias is None else conv.bias.data.copy()
         if norm is not None:
-            if not isinstance(norm, BatchNorm2d) or norm.running_mean is None:
+            mean, var = norm.running_mean, norm.running_var
+            if mean is None or var is None:
                 raise ArgumentError(
                     "FusedConv2d: only a BatchNorm2d with running statistics can be folded"
                 )
             # In float64, so that folding adds one rounding of each number and no more.
-            scale = 1 / (norm.running_var.data.astype("float64") + norm.eps) ** 0.5
+            scale = 1 / (var.data.astype("float64") + norm.eps) ** 0.5
             if norm.weight is not None:
                 scale = scale * norm.weight.data
-            shift = -norm.running_mean.data * scale
+            shift = -mean.data * scale
             if b is not None:
                 shift = shift + b * scale
             if norm.bias is not None:
@@ -96,11 +97,12 @@ def _sequential(model: Sequential) -> Sequential:
         i += 1
         if isinstance(layer, Conv2d):
             norm = layers[i] if i < len(layers) else None
-            foldable = isinstance(norm, BatchNorm2d) and norm.running_mean is not None
-            i += foldable
+            if not isinstance(norm, BatchNorm2d) or norm.running_mean is None:
+                norm = None
+            i += norm is not None
             relu = i < len(layers) and isinstance(layers[i], ReLU)
             i += relu
-            found.append(FusedConv2d.of(layer, norm if foldable else None, relu))
+            found.append(FusedConv2d.of(layer, norm, relu))
         else:
             found.append(fold(layer))
     return Sequential(*found)

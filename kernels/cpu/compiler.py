@@ -4,8 +4,8 @@
 
 Numba turns the Python function into LLVM's language, LLVM turns that into machine code, which
 is kept in $GPUCONV_CACHE (default: gpuconv in the user's cache folder), one file an entry, by a
-hash of the kernel's source file and those it imports, its constants, the processor and the versions of
-the tools. What is on disk is loaded by llvmlite alone: Numba, which takes a second to import, is
+hash of the kernel's source file and those it imports, its constants, the processor and the versions
+of the tools. What is on disk is loaded by llvmlite alone: Numba, which takes a second to import, is
 needed only to compile. This file is the only one that knows how Numba compiles.
 
 A kernel is a factory: `make(**constants)` returns the Python function to compile, whose closure
@@ -40,7 +40,8 @@ Data = Annotated[Any, "data*"]
 I64 = Annotated[Any, "int64"]
 Float = Annotated[Any, "float64"]
 
-FORMAT = 3
+OBJECT = object.__basicsize__  # bytes that every Python object begins with
+FORMAT = 4
 MAGIC = b"gpuconv cpu kernel 1\n"
 TOOLS = ("numba", "llvmlite")
 # What the machine code may need of the process: C's mathematics and memory.
@@ -134,7 +135,7 @@ def _parameters(kernel: Kernel) -> tuple[tuple[str, str], ...]:
 
 @cache
 def packer(kernel: Kernel) -> Callable[..., bytes]:
-    """pack(*values) -> the block of a kernel's arguments: addresses, integers, floats."""
+    """pack(*values) -> the block of a kernel's arguments: ids of arrays, integers, floats."""
     kinds = kernel.parameters.values()
     return struct.Struct("".join("d" if kind == "float64" else "q" for kind in kinds)).pack
 

@@ -28,7 +28,7 @@ import numpy as np
 from gpuconv.kernels.cpu import compiler
 from gpuconv.kernels.cpu.compiler import I32P, I64, I64P, Data, Kernel
 from gpuconv.kernels.cpu.pool_last import spans
-from gpuconv.kernels.cpu.pool_plane import Fixed, pieces
+from gpuconv.kernels.cpu.pool_plane import pieces
 from gpuconv.kernels.cpu.pool_rows import movers
 
 BUDGET = 1 << 14  # bytes of phases a task should have
@@ -349,14 +349,14 @@ def _forward_run(
         columns=min(spec.x_shape[3], cut.pitch * spec.stride[1] - spec.padding[1][0]),
         fill=int(max(map(max, spec.window)) > 0), times=int(times),
     )  # fmt: skip
-    return run, Fixed(np.array(offsets, dtype=np.int64))
+    return run, np.ascontiguousarray(np.array(offsets, dtype=np.int64))
 
 
 def max_pool(device: Any, spec: Any, dtype: str, taps: bool) -> Callable[..., None]:
     """run(x, y, tap); tap is None without `taps`."""
     run, offsets = _forward_run(device, spec, dtype, "max_taps" if taps else "max")
     rows, columns = (spans(spec, axis)[:, 0] for axis in range(2))
-    first = Fixed(rows[:, None] * np.int32(spec.kernel[1]) + columns)
+    first = np.ascontiguousarray(rows[:, None] * np.int32(spec.kernel[1]) + columns)
     return lambda x, y, tap: run(x, y, tap, first, None, offsets)
 
 
@@ -402,4 +402,8 @@ def _grad_run(device: Any, spec: Any, dtype: str, largest: bool) -> tuple[Any, A
         device, kernel, spec, dtype, cut, -(-own // 64) * 64,
         reach=cut.reach, margin=margin, slack=slack, fill=int(not dense),
     )  # fmt: skip
-    return run, (Fixed(flat[:, 0]), Fixed(flat[:, 1]), Fixed(begins))
+    return run, (
+        np.ascontiguousarray(flat[:, 0]),
+        np.ascontiguousarray(flat[:, 1]),
+        np.ascontiguousarray(begins),
+    )

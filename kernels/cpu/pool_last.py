@@ -20,7 +20,7 @@ import numpy as np
 
 from gpuconv.kernels.cpu import compiler
 from gpuconv.kernels.cpu.compiler import I32P, I64, Data, Kernel
-from gpuconv.kernels.cpu.pool_plane import Fixed, pieces
+from gpuconv.kernels.cpu.pool_plane import pieces
 
 UNROLL = 4  # vectors of channels at a time
 TASK = 1 << 13  # numbers that a task should read at least
@@ -245,7 +245,7 @@ def _grad(dtype: str, largest: bool) -> Callable[..., None]:
 def max_pool(device: Any, spec: Any, dtype: str, taps: bool) -> Callable[..., None]:
     """run(x, y, tap); tap is None without `taps`."""
     kernel = Kernel("pool_last_max", _max_forward, (("dtype", dtype), ("taps", taps)))
-    rows, columns = (Fixed(spans(spec, axis)) for axis in range(2))
+    rows, columns = (np.ascontiguousarray(spans(spec, axis)) for axis in range(2))
     numbers = _forward_numbers(spec)
     numbers.update(s_taps=spec.kernel[1])
     numbers.update(dilation_h=spec.dilation[0], dilation_w=spec.dilation[1])
@@ -256,7 +256,7 @@ def max_pool(device: Any, spec: Any, dtype: str, taps: bool) -> Callable[..., No
 def avg_pool(device: Any, spec: Any, dtype: str, times: bool) -> Callable[..., None]:
     """run(x, divisor, y): divisor (P, Q), of the dtype; what to multiply by if `times`."""
     kernel = Kernel("pool_last_avg", _avg_forward, (("dtype", dtype),))
-    rows, columns = (Fixed(spans(spec, axis)) for axis in range(2))
+    rows, columns = (np.ascontiguousarray(spans(spec, axis)) for axis in range(2))
     numbers = {**_forward_numbers(spec), "times": int(times)}
     run = _prepared(device, kernel, spec, dtype, spec.y_shape, numbers)
     return lambda x, divisor, y: run(x, divisor, y, rows, columns)
@@ -281,7 +281,7 @@ def _grad_run(device: Any, spec: Any, dtype: str, largest: bool) -> tuple[Any, A
         "out_h": spec.y_shape[2], "out_w": spec.y_shape[3], "s_taps": spec.kernel[1],
     }  # fmt: skip
     run = _prepared(device, kernel, spec, dtype, spec.x_shape, numbers)
-    return run, [Fixed(table) for axis in range(2) for table in meetings(spec, axis)]
+    return run, [np.ascontiguousarray(table) for axis in range(2) for table in meetings(spec, axis)]
 
 
 def _forward_numbers(spec: Any) -> dict[str, int]:

@@ -19,21 +19,6 @@ TASK = 1 << 16  # numbers of x a task should have at least
 CACHED = 1 << 20  # bytes of an array that a processor's caches hold beside others
 
 
-class Fixed:
-    """A table that many launches take: contiguous, and its address asked for once."""
-
-    def __init__(self, array: Any) -> None:
-        self.array = np.ascontiguousarray(array)
-        self.ctypes = _Place(self.array.ctypes.data)
-
-
-class _Place:
-    """What `array.ctypes` has of an array."""
-
-    def __init__(self, data: int) -> None:
-        self.data = data
-
-
 def supports(spec: Any) -> bool:
     """True for one window that is the whole plane."""
     return (

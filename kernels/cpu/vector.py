@@ -19,7 +19,7 @@ from numba.core.datamodel import models
 from numba.core.datamodel.registry import register_default
 from numba.extending import intrinsic, overload
 
-from gpuconv.kernels.cpu.compiler import current
+from gpuconv.kernels.cpu.compiler import OBJECT, current
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
@@ -102,7 +102,11 @@ def _number(kind: Any) -> int:
 
 
 def unpacker(kinds: list[Any]) -> Any:
-    """An intrinsic: the address of a block of 8-byte values -> them, of these types."""
+    """An intrinsic: the address of a block of 8-byte values -> them, of these types.
+
+    Of a pointer the block has the address of the NumPy array itself: where its data lies is the
+    first thing in it after what every Python object begins with (NumPy's PyArrayObject).
+    """
 
     @intrinsic
     def unpack(typingctx: Any, block: Any) -> Any:
@@ -113,6 +117,9 @@ def unpacker(kinds: list[Any]) -> Any:
             for i, kind in enumerate(kinds):
                 slot = builder.add(arguments[0], I64(8 * i))
                 want = context.get_value_type(kind)
+                if isinstance(kind, Pointer):
+                    array = builder.load(builder.inttoptr(slot, I64.as_pointer()))
+                    slot = builder.add(array, I64(OBJECT))
                 values.append(builder.load(builder.inttoptr(slot, want.as_pointer())))
             return context.make_tuple(builder, result, values)
 

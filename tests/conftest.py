@@ -24,6 +24,12 @@ def _library_seed() -> None:
     gpuconv.manual_seed(0)
 
 
+@pytest.fixture
+def array_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy arrays are computed by the reference, whose bits those of other array code equal."""
+    monkeypatch.setenv("GPUCONV_BACKEND", "numpy")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-gpu", action="store_true", help="fail, instead of skipping, what needs a GPU"

@@ -64,7 +64,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(trained: Path) -> None:
     (line,) = (trained / "stdout").read_text().splitlines()
     assert line.startswith("test accuracy 0.")
     shown = (trained / "stderr").read_text().splitlines()
-    assert shown[0] == "computing with numpy on cpu"
+    assert shown[0] == "computing with cpu on cpu"
     assert [part.split(":")[0] for part in shown[1:]] == ["epoch 1/2", "epoch 2/2"]
 
 
@@ -183,7 +183,7 @@ def fails(done: subprocess.CompletedProcess[str], *parts: str) -> None:
 def test_mistakes_get_one_line(tmp_path: Path) -> None:
     fails(
         gpuconv("train", "--backend", "tpu"),
-        "backend 'tpu' is unknown; use one of numpy, emulated, cuda",
+        "backend 'tpu' is unknown; use one of cpu, numpy, emulated, cuda",
     )
     fails(gpuconv("train", "--model", "vgg99", "--out", tmp_path / "a"), "vgg99", "lenet5")
     fails(gpuconv("train", "--data", "nowhere", "--out", tmp_path / "b"), "'nowhere' is neither")

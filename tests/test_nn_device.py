@@ -25,6 +25,7 @@ def moved(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.usefixtures("array_code")
 def test_a_step_of_training_is_the_same(rng: np.random.Generator) -> None:
     host, device = models.simple_cnn(width=2), models.simple_cnn(width=2)
     device.load_state_dict(host.state_dict())

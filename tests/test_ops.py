@@ -1,6 +1,5 @@
 """Every row of the table of problems: against torch, differences, on arrays, as on a GPU."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,8 @@ from tests.cases.case import Case
 from tests.strict import StrictArray, strict
 
 
-@pytest.fixture(autouse=True)
-def _reference() -> Iterator[None]:
-    """These are tests of array code; tests/cpu/test_backend.py runs the table on the kernels."""
-    with gc.backend("numpy"):
-        yield
-
-
+# These are tests of array code; tests/cpu/test_backend.py runs the table on the kernels.
+pytestmark = pytest.mark.usefixtures("array_code")
 every_case = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 
 

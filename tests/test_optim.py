@@ -195,6 +195,7 @@ def test_centered_rmsprop_survives_a_constant_gradient() -> None:
 
 
 @EVERY
+@pytest.mark.usefixtures("array_code")
 def test_runs_on_a_device_that_is_not_numpy(name: str, rng: np.random.Generator) -> None:
     host = parameters(dtype=np.float32)
     with backend(Backend(strict, "strict")):

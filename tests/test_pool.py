@@ -200,6 +200,7 @@ def test_indices_are_of_the_inputs_kind_and_off_the_tape() -> None:
         assert at.dtype == np.int64
 
 
+@pytest.mark.usefixtures("array_code")
 def test_taps_are_kept_only_where_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     plain = type(BE).max_pool
@@ -228,6 +229,7 @@ def test_taps_are_kept_only_where_they_are_needed(monkeypatch: pytest.MonkeyPatc
         lambda x: pool.adaptive_max_pool2d(x, (4, 5)),
     ],
 )
+@pytest.mark.usefixtures("array_code")
 def test_channels_last_stays_channels_last(rng: np.random.Generator, f: Any) -> None:
     x = rng.standard_normal((2, 3, 6, 7))
     last = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)

@@ -33,6 +33,7 @@ def train(optimizer: str, model: nn.Module, x: Any, labels: Any) -> list[float]:
     return losses
 
 
+@pytest.mark.usefixtures("array_code")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("name", ["lenet5", "simple_cnn", "resnet20"])
 def test_training_runs_as_on_a_gpu(name: str, optimizer: str, rng: np.random.Generator) -> None:
@@ -42,8 +43,7 @@ def test_training_runs_as_on_a_gpu(name: str, optimizer: str, rng: np.random.Gen
     expected_model = models.create(name, in_channels=1)
     state = {k: v.copy() for k, v in expected_model.state_dict().items()}
     gc.manual_seed(2)
-    with gc.backend("numpy"):
-        expected = train(optimizer, expected_model, gc.tensor(x), gc.tensor(labels))
+    expected = train(optimizer, expected_model, gc.tensor(x), gc.tensor(labels))
     with gc.backend(Backend(strict, "strict")):
         model = models.create(name, in_channels=1)
         model.load_state_dict(state)

@@ -105,10 +105,17 @@ def cut(p: Product, dtype: str) -> Cut:
         wide = vectors * lanes
         tall, broad = _up(p.m, rows), _up(p.n, wide)
         work = tall * broad * _step(rows, vectors)
+        if rows > 8 and _aligned(p, dtype):
+            work *= 1.1
         if best is None or work < best[0]:
             best = work, rows, vectors
     assert best is not None
     return _blocks(p, dtype, lanes, best[1], best[2])
+
+
+def _aligned(p: Product, dtype: str) -> bool:
+    """Rows of A a multiple of 2 KiB apart: many of them together do not fit into a cache's sets."""
+    return p.a_k == 1 and p.a_row * (4 if dtype == "float32" else 8) % 2048 == 0
 
 
 def _blocks(p: Product, dtype: str, lanes: int, rows: int, vectors: int) -> Cut:
@@ -121,36 +128,33 @@ def _blocks(p: Product, dtype: str, lanes: int, rows: int, vectors: int) -> Cut:
     tall, broad, steps = _up(p.m, rows), _up(p.n, wide), k_blocks * p.images
     if p.macs < SMALL:
         return Cut(rows, vectors, tall * rows, broad * wide, k_block, 1)
-    pack = (0.3 if p.b_k == 1 and p.b_n != 1 else 0.12) if not p.b_table else 1.0
+    pack = (0.5 if p.b_k == 1 and p.b_n != 1 else 0.2) if not p.b_table else 1.0
     best: Cut | None = None
     whole = p.batch > 1 or p.c_lines or p.c_columns
     for parts in (1,) if whole else (1, 2, 4, 8, 16, 32):
         if parts > steps:
             break
-        for m_cut in CUTS:
-            if m_cut > tall:
-                break
-            for n_cut in CUTS:
-                if n_cut > broad:
-                    break
-                m_tiles, n_tiles = _up(tall, m_cut), _up(broad, n_cut)
-                if m_cut < tall and m_tiles * rows * (k_block + n_tiles * wide) * size > NEAR:
-                    continue
-                depth = _up(steps, parts) * min(k_block, p.k)
+        depth = _up(steps, parts) * min(k_block, p.k)
+        for n_tiles in _sizes(broad, BLOCK // (k_block * wide * size)):
+            for m_tiles in _sizes(tall, NEAR // ((k_block + n_tiles * wide) * rows * size)):
                 tasks = _up(tall, m_tiles) * _up(broad, n_tiles) * parts * p.batch
-                if n_cut < broad and k_block * n_tiles * wide * size > BLOCK:
-                    continue
                 one = m_tiles * n_tiles * (_step(rows, vectors) * depth + 60)
                 one += pack * depth * n_tiles * wide  # packing
                 one += 0.1 * depth * m_tiles * rows * size / 4  # bringing A near
                 one += 600
-                total = sum(_up(tasks, t) * t for t in (2, 4, 8)) / 3 * one
+                total = sum(_up(tasks, t) * t for t in (2, 2, 4)) / 3 * one
                 if parts > 1 or p.turned:
                     total += 8000 + p.m * p.n * (parts + 1) * 0.4
                 if best is None or total < best.cost:
                     best = Cut(rows, vectors, m_tiles * rows, n_tiles * wide, k_block, parts, total)
     assert best is not None
     return best
+
+
+def _sizes(number: int, most: int) -> list[int]:
+    """Tiles of a block, where `number` are cut into equal blocks of at most `most`, or one each."""
+    least = _up(number, max(most, 1))
+    return sorted({_up(number, min(cuts, number)) for cuts in (least, *CUTS) if cuts >= least})
 
 
 def product(device: Any, p: Product, dtype: str) -> Run:
@@ -168,7 +172,7 @@ def _product(device: Any, p: Product, dtype: str, c: Cut) -> Run:
     m_blocks, n_blocks, k_blocks = _up(p.m, c.m_block), _up(p.n, c.n_block), _up(p.k, c.k_block)
     by_workspace = c.parts > 1 or p.turned
     lead, a_size = 0, 0
-    if p.a_lines or (p.a_k == 1 and p.a_row * size % 2048 == 0 and c.n_block > 2 * wide):
+    if p.a_lines or (c.rows > 8 and _aligned(p, dtype) and c.n_block > 2 * wide):
         lead = c.k_block + lanes
         a_size = lead * (c.m_block + c.rows)
     elif p.a_k != 1 and p.a_row == 1 and c.n_block > wide:

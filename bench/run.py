@@ -25,6 +25,7 @@ import numpy as np
 from bench import base, cases, machine, options, peers, problems, report, timing
 from bench.problems import Gap
 from bench.terminal import Display, complain, duration, fold
+from gpuconv.backends import host_backend
 from gpuconv.errors import DeviceError, Error
 from gpuconv.files import write_atomically
 
@@ -42,7 +43,7 @@ class Run:
     def start(self, stack: ExitStack) -> None:
         """Find who can be measured, and what was measured already. DeviceError without a GPU."""
         o, gaps = self.options, self.result["gaps"]
-        backend = o.backend or ("cuda" if o.device == "cuda" else "numpy")
+        backend = o.backend or ("cuda" if o.device == "cuda" else host_backend().name)
         settings = self.result["settings"] = {
             "device": o.device,
             "backend": backend,

@@ -6,6 +6,7 @@ and one of its passes (forward, gradient by input, gradient by weight). The sets
     main    84 layer-passes of ResNet-50, VGG-16, AlexNet, MobileNet, LeNet-5 and a CIFAR net
     hard    30 more, where kernels have most to lose: few channels with stride 2, deep 1x1 at 7x7
     gpu     the layers of both at batch 1, 8, 32 and 256
+    ops     batch normalisation, pooling, ReLU
     nets    whole models: training steps, and inference with folded batch normalisation
 
 A net's first layer has no gradient by input: nothing in training needs it.
@@ -77,6 +78,17 @@ class Net:
     passes: tuple[str, ...] = ("step",)
 
 
+@dataclass(frozen=True)
+class Op:
+    """An operation beside convolution; see `bench.operations`."""
+
+    name: str
+    op: str
+    x_shape: Ints
+    set: str = "ops"
+    passes: tuple[str, ...] = ("forward", "both")
+
+
 MAIN = (
     Layer("resnet50.7x7s2-3-64@224", 3, 224, 64, 7, 2, 3, (1, 8), first=True),
     Layer("resnet50.1x1-64-256@56", 64, 56, 256, 1, 1, 0, (1, 8)),
@@ -113,6 +125,17 @@ NETS = (
     Net("resnet50.n1", "resnet50", (1, 3, 224, 224), 1000, passes=("infer",)),
     Net("resnet50.n8", "resnet50", (8, 3, 224, 224), 1000, passes=("infer",)),
 )
+OPS = tuple(
+    Op(f"{op}.{'x'.join(map(str, shape))}", op, shape)
+    for op, shapes in (
+        ("batch_norm", ((8, 64, 56, 56), (64, 16, 32, 32), (8, 512, 7, 7))),
+        ("max_pool 3x3/2", ((8, 64, 112, 112),)),
+        ("max_pool 2x2/2", ((64, 16, 28, 28), (8, 64, 56, 56))),
+        ("avg_pool 2x2/2", ((64, 16, 28, 28), (8, 64, 112, 112))),
+        ("relu", ((64, 6, 28, 28), (8, 64, 56, 56), (8, 64, 224, 224))),
+    )
+    for shape in shapes
+)
 
 
 def _case(layer: Layer, batch: int, name: str) -> Case:
@@ -128,22 +151,23 @@ def _case(layer: Layer, batch: int, name: str) -> Case:
     )
 
 
-SETS: dict[str, tuple[Case | Net, ...]] = {
+SETS: dict[str, tuple[Case | Net | Op, ...]] = {
     "main": tuple(_case(layer, n, "main") for layer in MAIN for n in layer.batches),
     "hard": tuple(_case(layer, n, "hard") for layer in HARD for n in layer.batches),
     "gpu": tuple(_case(layer, n, "gpu") for n in GPU_BATCHES for layer in (*MAIN, *HARD)),
     "nets": NETS,
+    "ops": OPS,
 }
 
 
-def select(names: str, passes: str = "", patterns: str = "") -> list[tuple[Case | Net, str]]:
+def select(names: str, passes: str = "", patterns: str = "") -> list[tuple[Case | Net | Op, str]]:
     """(case, pass) of the sets `names`, restricted to `passes` and to names with a pattern in them.
 
     All three are lists with commas; an empty one restricts nothing. ValueError for a set or a pass
     that is unknown, for a pattern that no name has, and where nothing is left.
     """
     wanted = [p for p in passes.split(",") if p]
-    for given, known in ((names.split(","), [*SETS]), (wanted, [*PASSES, "step", "infer"])):
+    for given, known in ((names.split(","), [*SETS]), (wanted, [*PASSES, "step", "infer", "both"])):
         for name in given:
             if name not in known:
                 raise ValueError(f"{name!r} is unknown; use some of {', '.join(known)}")

@@ -39,9 +39,9 @@ class Graph:
             return self.node(
                 "MaxPool",
                 [x],
-                kernel_shape=[layer.kernel_size] * 2,
-                strides=[layer.stride] * 2,
-                pads=[layer.padding] * 4,
+                kernel_shape=_pair(layer.kernel_size),
+                strides=_pair(layer.stride),
+                pads=_pair(layer.padding) * 2,
             )
         if name == "AdaptiveAvgPool2d":
             return self.node("GlobalAveragePool", [x])
@@ -54,18 +54,22 @@ class Graph:
 
     def conv(self, layer: Any, x: str, residual: str = "") -> str:
         stride, padding, dilation, groups, _ = layer.options
-        pad = [padding] * 2 if isinstance(padding, int) else list(padding)
         x = self.node(
             "Conv",
             [x, *(self.constant(p.numpy()) for p in (layer.weight, layer.bias))],
-            strides=list(stride),
-            dilations=list(dilation),
-            pads=pad * 2,
+            strides=_pair(stride),
+            dilations=_pair(dilation),
+            pads=_pair(padding) * 2,
             group=groups,
         )
         if residual:
             x = self.node("Add", [x, residual])
         return self.node("Relu", [x]) if layer.relu else x
+
+
+def _pair(value: Any) -> list[int]:
+    """One number for both axes, or one each."""
+    return [value] * 2 if isinstance(value, int) else list(value)
 
 
 def model(onnx: Any, folded: Any, x_shape: Any) -> Any:

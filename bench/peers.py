@@ -16,6 +16,7 @@ import numpy as np
 
 import gpuconv as gc
 from bench import onnx_net, problems
+from bench.operations import OpProblem
 from bench.problems import FORMATS, Array, Gap
 from gpuconv.backends import get_backend
 
@@ -42,6 +43,8 @@ class Gpuconv:
         return gc.backend(self.be)
 
     def load(self, problem: Any, format: str) -> Loaded:
+        if isinstance(problem, OpProblem):
+            return Loaded(*problem.ours(format))
         if problem.kind == "step":
             return self._step(problem, format)
         if problem.kind == "infer":
@@ -111,6 +114,8 @@ class Torch:
 
     def load(self, problem: Any, format: str) -> Loaded:
         xp = problem.xp
+        if isinstance(problem, OpProblem):
+            return Loaded(problem.torch(format), lambda y: problems.from_torch(y, xp))
         if problem.kind == "step":
             step, gradients = problems.torch_step(problem, format)
             return Loaded(step, lambda _: problems.from_torch(gradients(), xp))
@@ -146,8 +151,8 @@ class OnnxRuntime:
         return nullcontext()
 
     def load(self, problem: Any, format: str) -> Loaded:
-        if problem.kind not in ("forward", "infer"):
-            raise Gap("inference only")
+        if isinstance(problem, OpProblem) or problem.kind not in ("forward", "infer"):
+            raise Gap("convolutions and whole nets, inference only")
         options = self.ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         # Its threads would go on spinning while the others are measured.

@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 
 import gpuconv as gc
-from bench.cases import Case, Net
+from bench.cases import Case, Net, Op
 from gpuconv.backends import Backend
 
 Array = Any
@@ -167,15 +167,19 @@ def _settle(model: Any) -> None:
     model.eval()
 
 
-def size(case: Case | Net, kind: str) -> tuple[int, int]:
+def size(case: Any, kind: str) -> tuple[int, int]:
     """(operations, bytes that must be moved at the least); zeros of a net, for its time counts."""
+    if isinstance(case, Op):
+        return import_module("bench.operations").size(case, kind)
     if isinstance(case, Net):
         return 0, 0
     return case.spec.flops, case.spec.bytes(whole=kind == "grad_input")
 
 
-def make(case: Case | Net, kind: str, xp: Any) -> Any:
+def make(case: Any, kind: str, xp: Any) -> Any:
     """The problem, not yet solved."""
+    if isinstance(case, Op):
+        return import_module("bench.operations").OpProblem(case, kind, xp)
     return (NetProblem if isinstance(case, Net) else ConvProblem)(case, kind, xp)
 
 

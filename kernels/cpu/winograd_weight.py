@@ -36,6 +36,8 @@ POINTS = (0, Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))
 PLACES = 36  # of a transformed tile
 LONGEST = 64  # tiles of a chunk
 RUN = 14  # tiles side by side in a band: 56 pixels and 2 more
+LEAST = 16  # channels, in and out
+SMALLEST = 12  # rows and columns of a plane
 PARTS = 8  # ranges of chunks at most
 CBLOCK = 128  # channels of C of a block of sums
 ENOUGH = 4  # tasks
@@ -394,14 +396,14 @@ def cut(c: int, k: int, tiles: int) -> Cut:
 def supports(spec: Any, dtype: str, which: str) -> bool:
     """Gradients by weight of 3x3 kernels, stride 1, one group, in float32.
 
-    Not of few channels or tiles: with so few numbers, plain sums can be 4 times nearer to exact.
+    Not of few channels or small planes: of so few numbers, plain sums can be 4 times nearer to
+    exact, in any batch, for they are summed image by image.
     """
     if spec.kernel != (3, 3) or which != "grad_weight" or dtype != "float32":
         return False
-    c, k, tiles = spec.x_shape[1], spec.w_shape[0], _tiles(spec)[2]
-    enough = min(c, k) >= 16 and min(spec.y_shape[2:]) >= 3
-    many = tiles >= 9 or (tiles >= 4 and min(spec.y_shape[2:]) >= 7 and c * k >= 512 * 512)
-    return spec.stride == spec.dilation == (1, 1) and spec.groups == 1 and enough and many
+    if spec.stride != (1, 1) or spec.dilation != (1, 1) or spec.groups != 1:
+        return False
+    return bool(min(*spec.w_shape[:2]) >= LEAST and min(spec.y_shape[2:]) >= SMALLEST)
 
 
 def _tiles(spec: Any) -> tuple[int, int, int]:

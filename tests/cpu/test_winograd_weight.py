@@ -47,10 +47,10 @@ SHAPES = {
     "tiles that fit": spec(1, 16, 16, 16, 16),
     "one pixel more": spec(1, 17, 17, 17, 17),
     "one pixel less": spec(2, 31, 15, 15, 33),
-    "one row of tiles": spec(4, 32, 3, 40, 32),
-    "one column of tiles": spec(4, 33, 41, 3, 64),
+    "few rows of tiles": spec(4, 32, 12, 40, 32),
+    "few columns of tiles": spec(4, 33, 41, 12, 64),
     "a band and one tile": spec(1, 64, 12, 57, 65),
-    "longer than bands": spec(1, 20, 9, 130, 20),
+    "longer than bands": spec(1, 20, 13, 130, 20),
     "no padding": spec(2, 64, 18, 18, 63, 0),
     "asymmetric": spec(2, 20, 14, 13, 40, ((0, 1), (2, 1))),
     "much padding": spec(1, 48, 6, 7, 48, 5),
@@ -58,8 +58,8 @@ SHAPES = {
     "chunks and parts": spec(8, 32, 36, 32, 32),
     "one block of panels": spec(1, 160, 14, 14, 96),
     "blocks and chunks": spec(2, 130, 30, 26, 150),
-    "few tiles": spec(1, 512, 7, 7, 512),
-    "seven pixels": spec(3, 100, 7, 7, 144),
+    "few tiles": spec(1, 200, 12, 12, 300),
+    "thirteen pixels": spec(3, 100, 13, 13, 144),
 }
 
 
@@ -69,9 +69,10 @@ def test_shapes(isa: str, name: str, last: bool) -> None:
     check(SHAPES[name], last)
 
 
-@pytest.mark.parametrize("tiles", [15, 16, 17, 63, 64, 65, 127, 128, 129])
-def test_tiles(tiles: int) -> None:
-    check(spec(tiles, 33, 4, 3, 32), True)
+@pytest.mark.parametrize("across", [3, 5, 6, 16, 21, 22, 42, 43])
+def test_tiles(across: int) -> None:
+    """Around the numbers of tiles of chunks, 16 and 64, and twice as many."""
+    check(spec(1, 33, 12, 4 * across - 1, 32), True)
 
 
 @pytest.mark.parametrize("c", [16, 31, 32, 33, 64, 127, 128, 129])
@@ -82,8 +83,8 @@ def test_channels(c: int, k: int) -> None:
 
 def test_every_number_counts() -> None:
     """One pixel of x and of gy in turn, in each place of a tile, beside the edges and not."""
-    problem = spec(1, 16, 9, 10, 16)
-    for at in np.ndindex(9, 10):
+    problem = spec(1, 16, 12, 13, 16)
+    for at in np.ndindex(12, 13):
         x = np.zeros(problem.x_shape, np.float32)
         gy = numbers(0, *problem.y_shape).astype(np.float32)
         x[0, 3, *at] = 1
@@ -118,8 +119,9 @@ def test_supports() -> None:
         spec(1, 64, 28, 28, 64, dilation=2),
         spec(1, 8, 28, 28, 64),
         spec(1, 64, 28, 28, 8),
-        spec(1, 64, 8, 8, 64),
-        spec(100, 64, 2, 2, 64),
+        spec(1, 64, 11, 12, 64),
+        spec(100, 64, 12, 11, 64),
+        spec(1, 512, 7, 7, 512),
         ConvSpec.infer((1, 64, 28, 28), (64, 32, 3, 3), groups=2),
         ConvSpec.infer((1, 64, 28, 28), (64, 64, 1, 1)),
     ]

@@ -152,7 +152,7 @@ class OnnxRuntime:
 
     def load(self, problem: Any, format: str) -> Loaded:
         if isinstance(problem, OpProblem) or problem.kind not in ("forward", "infer"):
-            raise Gap("convolutions and whole nets, inference only")
+            raise Gap("inference only")
         options = self.ort.SessionOptions()
         options.intra_op_num_threads = self.threads
         # Its threads would go on spinning while the others are measured.

@@ -158,7 +158,7 @@ class Run:
         row: dict[str, Any] = {"case": case.name, "set": case.set, "pass": kind, "status": "ok"}
         try:
             problem = problems.make(case, kind, self.xp)
-            row |= {"flops": problem.flops, "bytes": problem.bytes}
+            row |= {"flops": problem.flops, "bytes": problem.bytes, "winograd": winograd(case)}
             problem.solve()
             row |= {"oracle": problem.oracle, "plain_error": problem.plain_error}
             row["bar"] = problem.bar
@@ -233,6 +233,11 @@ class Run:
             write_atomically(
                 self.options.out.with_suffix(".md"), report.markdown(self.result).encode()
             )
+
+
+def winograd(case: Any) -> bool:
+    """Whether Winograd's algorithm may compute it."""
+    return isinstance(case, cases.Case) and case.w_shape[2:] == (3, 3) and case.stride == 1
 
 
 def timer(xp: Any, l2: str) -> Any:

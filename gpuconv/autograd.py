@@ -463,7 +463,8 @@ def _run_backward(root: Function, gy: Array) -> None:
     while heap:
         _, node = heapq.heappop(heap)
         gy = waiting.pop(node)
-        xp, grads = node.be.xp, node.backward(node.be, gy)
+        be = node.be
+        grads = node.backward(be, gy)
         if not isinstance(grads, tuple):
             grads = (grads,)
         edges, needs = node.edges, node.needs
@@ -484,12 +485,12 @@ def _run_backward(root: Function, gy: Array) -> None:
             g = _array(g)
             if isinstance(edge, Tensor):
                 # An array passed on as it came may go to others too: a leaf gets its own.
-                edge._accumulate(g.copy() if xp.may_share_memory(g, gy) else g)
+                edge._accumulate(g.copy() if be.xp.may_share_memory(g, gy) else g)
             elif edge not in waiting:
                 waiting[edge] = g
                 heapq.heappush(heap, (-edge.number, edge))
             else:  # a new array, never in place: others may hold the one that is there
-                waiting[edge] = _array(waiting[edge] + g)
+                waiting[edge] = _array(be.add(waiting[edge], g))
         del edges, grads
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gpuconv as gc
-from bench import base, cases, machine, peers, problems, run, timing
+from bench import base, cases, machine, onnx_net, peers, problems, run, timing
 from bench.timing import Block, Sample
 from gpuconv.backends import Backend
 from tests.strict import strict
@@ -378,3 +378,34 @@ def test_another_commit_is_measured_in_a_process_beside(
         assert "best_peer" not in row
         mine, theirs = (row["contenders"][f"{name}/nchw"] for name in ("gpuconv", "base"))
         assert theirs["error"] == mine["error"]
+
+
+@pytest.mark.parametrize("name", ["relu.64x6", "max_pool 2x2/2.64", "avg_pool 2x2/2.64"])
+def test_operations_are_measured_beside_torch(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("torch")
+    out = tmp_path / "a.json"
+    arguments = ["--set", "ops", "--filter", name, "--peers", "torch-cpu", *SMALL]
+    assert run.main(["--out", str(out), *arguments]) == 0
+    rows = result_of(out)["rows"]
+    assert [row["pass"] for row in rows] == ["forward", "both"]
+    for row in rows:
+        assert row["status"] == "ok"
+        assert row["best_peer"].startswith("torch-cpu")
+
+
+def test_folded_networks_are_the_same_in_onnx_runtime_and_in_torch() -> None:
+    onnx, ort = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    torch = pytest.importorskip("torch")
+    gc.manual_seed(0)
+    folded = gc.nn.fold(gc.models.resnet18(num_classes=7).eval())
+    x = np.random.default_rng(0).standard_normal((2, 3, 48, 40), dtype=np.float32)
+    with gc.no_grad():
+        expected = folded(x).numpy()
+    graph = onnx_net.model(onnx, folded, x.shape).SerializeToString()
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": x})
+    scale = np.abs(expected).max()
+    assert np.abs(found - expected).max() <= 1e-4 * scale
+    with torch.inference_mode():
+        other = problems.torch_folded(folded).eval()(torch.from_numpy(x)).numpy()
+    assert np.abs(other - expected).max() <= 1e-4 * scale

@@ -83,7 +83,7 @@ class FusedConv(Conv):
         return y
 
     def backward(self, be: Backend, gy: Array) -> tuple[Array | None, ...]:
-        g = gy if self.y is None else be.xp.where(self.y <= 0, be.xp.zeros_like(gy), gy)
+        g = gy if self.y is None else be.relu_grad(gy, self.y)
         return *super().backward(be, g), g if self.needs[3] else None
 
 
@@ -253,8 +253,9 @@ def conv2d(
     Arrays give an array, a Tensor among them gives a Tensor. `padding` is a number, (height,
     width), ((top, bottom), (left, right)), "valid" or "same": output ceil(H / stride), and of an
     odd total the extra row at the end, for even kernels and strides too. `padding_mode` is "zeros",
-    "reflect", "replicate" or "circular". `algo` forces an algorithm, on CUDA "gemm",
-    "depthwise", "tiled", "direct" or "im2col"; `gpuconv.explain.conv2d` says what "auto" takes.
+    "reflect", "replicate" or "circular". `algo` forces an algorithm: "gemm", "depthwise", "direct",
+    "im2col", on a CPU "winograd" too, on CUDA "tiled"; `gpuconv.explain.conv2d` says what "auto"
+    takes, and `gpuconv.set_float32_precision` what it may.
     Raises ArgumentError for shapes that do not fit and for an `algo` that cannot take them,
     DtypeError for mixed dtypes. Source: Dumoulin and Visin, "A guide to convolution arithmetic",
     arXiv 1603.07285.

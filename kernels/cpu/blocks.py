@@ -104,3 +104,17 @@ def fetch_tile(typingctx: Any, p: Any, step: Any, rows: Any, vectors: Any) -> An
         return context.get_dummy_value()
 
     return types.void(p, types.int64, rows, vectors), codegen
+
+
+@intrinsic
+def prefetch_near(typingctx: Any, p: Any) -> Any:
+    """Bring the cache line at p into the second cache, not the first."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(call, [builder.bitcast(arguments[0], byte), i32(0), i32(2), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(p), codegen

@@ -31,13 +31,15 @@ gy. One task computes all phases of its band, from the same copy of gy.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from math import gcd, prod
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from gpuconv.kernels.cpu import direct_rows, direct_sums
 from gpuconv.kernels.cpu.compiler import current
+from gpuconv.kernels.cpu.direct_problem import Problem, forward_axis, grad_axis
+from gpuconv.kernels.cpu.plan import Packed
 
 TILE = 768 << 10  # bytes of x that a task copies at most: the level-2 cache has weights in it too
 SLOTS = 256  # pixels of a task, about
@@ -54,13 +56,13 @@ def supports(spec: Any, dtype: str, which: str) -> bool:
 
 def forward(
     device: Any, spec: Any, dtype: str, last: bool, bias: bool, add: bool, relu: bool
-) -> Run:
-    """run(x, w, b, add, y): y = relu(conv(x, w) + b + add)."""
+) -> Packed:
+    """run(x, w, b, add, y): y = relu(conv(x, w) + b + add); the weight may be packed before."""
     taps = prod(spec.kernel)
     depth = spec.w_shape[1]
     problem = Problem(
         dtype, last, spec.x_shape[0], spec.groups, depth, spec.w_shape[0] // spec.groups,
-        _forward_axis(spec, 0), _forward_axis(spec, 1),
+        forward_axis(spec, 0), forward_axis(spec, 1),
         w_lane=depth * taps, w_depth=taps, merged=True,
     )  # fmt: skip
     return _prepare(device, problem, {"with_bias": bias, "with_add": add, "relu": relu})
@@ -72,7 +74,7 @@ def grad_input(device: Any, spec: Any, dtype: str, last: bool) -> Run:
     channels = spec.w_shape[1]
     problem = Problem(
         dtype, last, spec.x_shape[0], spec.groups, spec.w_shape[0] // spec.groups, channels,
-        _grad_axis(spec, 0), _grad_axis(spec, 1),
+        grad_axis(spec, 0), grad_axis(spec, 1),
         w_lane=taps, w_depth=channels * taps, merged=False,
     )  # fmt: skip
     run = _prepare(device, problem, {"with_bias": False, "with_add": False, "relu": False})
@@ -84,80 +86,13 @@ def grad_input(device: Any, spec: Any, dtype: str, last: bool) -> Run:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One axis of a convolution whose results fall into `len(taps)` phases.
+class PackedByTasks(Packed):
+    """One whose weights, where they are not constant, are packed by the tasks that use them."""
 
-    Result o = i * phases + a of phase a is the sum over its taps (t, at) of source[i * stride + at]
-    times weight[t], zero outside the source.
-    """
+    run: Run
 
-    source: int
-    result: int
-    stride: int
-    taps: tuple[tuple[tuple[int, int], ...], ...]
-    size: int  # of the kernel
-
-    @property
-    def start(self) -> int:
-        return min(at for phase in self.taps for _, at in phase)
-
-    @property
-    def step(self) -> int:
-        """Every how many numbers of the source one is read."""
-        return gcd(self.stride, *(at - self.start for phase in self.taps for _, at in phase))
-
-    def reads(self, count: int) -> int:
-        """Numbers of the source that are copied for `count` results from a multiple of phases."""
-        reach = max(at for phase in self.taps for _, at in phase) - self.start
-        return ((-(-count // len(self.taps)) - 1) * self.stride + reach) // self.step + 1
-
-    def bands(self, count: int) -> Iterator[tuple[int, int]]:
-        """(first, how many) of the results, `count` at a time."""
-        for first in range(0, self.result, count):
-            yield first, min(count, self.result - first)
-
-
-def _forward_axis(spec: Any, i: int) -> Axis:
-    size, dilation = spec.kernel[i], spec.dilation[i]
-    taps = tuple((t, t * dilation - spec.padding[i][0]) for t in range(size))
-    return Axis(spec.x_shape[2 + i], spec.y_shape[2 + i], spec.stride[i], (taps,), size)
-
-
-def _grad_axis(spec: Any, i: int) -> Axis:
-    size, dilation, stride = spec.kernel[i], spec.dilation[i], spec.stride[i]
-    phases = []
-    for a in range(stride):
-        places = [(t, a + spec.padding[i][0] - t * dilation) for t in range(size)]
-        phases.append(tuple((t, at // stride) for t, at in places if at % stride == 0))
-    return Axis(spec.y_shape[2 + i], spec.x_shape[2 + i], 1, tuple(phases), size)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is to be summed; channels and depth (the channels summed over) are those of a group."""
-
-    dtype: str
-    last: bool
-    images: int
-    groups: int
-    depth: int
-    channels: int
-    rows: Axis
-    columns: Axis
-    w_lane: int  # numbers of w between two output channels,
-    w_depth: int  # and between two channels summed over
-    merged: bool  # the taps of all channels summed over lie one after the other
-
-    @property
-    def taps(self) -> int:
-        return self.rows.size * self.columns.size
-
-    @property
-    def w_group(self) -> int:
-        """Numbers of w between two groups."""
-        if self.merged:
-            return self.w_lane * self.channels
-        return self.w_depth * self.depth
+    def __call__(self, x: Any, w: Any, *others: Any) -> None:
+        self.run(x, w, *others)
 
 
 @dataclass(frozen=True)
@@ -239,7 +174,7 @@ class Table:
         return np.concatenate(self.parts)
 
 
-def _prepare(device: Any, problem: Problem, epilogue: dict[str, bool]) -> Run:
+def _prepare(device: Any, problem: Problem, epilogue: dict[str, bool]) -> Packed:
     """run(x, w, b, add, y) of a problem."""
     if direct_rows.suits(problem):
         return direct_rows.prepare(device, problem, epilogue, SLOTS)
@@ -300,24 +235,34 @@ def _prepare(device: Any, problem: Problem, epilogue: dict[str, bool]) -> Run:
     pack_at = table.append(packs)
     numbers = table.array()
     item = np.dtype(problem.dtype).itemsize
-    launch = device.prepare(
-        direct_sums.sums(problem.dtype, *cut.tile), len(tasks), scratch=max(room * item, ALIGNED),
-        room=room, partial_at=partial_at, bias_at=bias_at, weights_at=weights_at,
-        height=rows.source, width=columns.source, row_step=rows.step, column_step=columns.step,
-        phases=len(phases), fused=fused, **strides, **weights, **epilogue,
-    )  # fmt: skip
-    if fused:
-        return lambda x, w, b, add, y: launch(x, w, b, add, y, numbers)
+
+    def launch(fused: bool) -> Run:
+        return device.prepare(
+            direct_sums.sums(problem.dtype, *cut.tile), len(tasks),
+            scratch=max(room * item, ALIGNED),
+            room=room, partial_at=partial_at, bias_at=bias_at, weights_at=weights_at,
+            height=rows.source, width=columns.source, row_step=rows.step,
+            column_step=columns.step, phases=len(phases), fused=fused, **strides, **weights,
+            **epilogue,
+        )  # fmt: skip
+
     bring = device.prepare(
         direct_sums.pack(problem.dtype, cut.tile[1]), len(packs), tasks_at=pack_at, **weights
     )
+    multiply = launch(fused=False)
 
-    def run(x: Any, w: Any, b: Any, add: Any, y: Any) -> None:
+    def pack(w: Any) -> Any:
         packed = device.empty((max(size, ALIGNED // item),), problem.dtype)
         bring(w, packed, numbers)
-        launch(x, packed, b, add, y, numbers)
+        return packed
 
-    return run
+    def compute(x: Any, packed: Any, b: Any, add: Any, y: Any) -> None:
+        multiply(x, packed, b, add, y, numbers)
+
+    if not fused:
+        return Packed(pack, compute)
+    whole = launch(fused=True)
+    return PackedByTasks(pack, compute, lambda x, w, *others: whole(x, w, *others, numbers))
 
 
 def _aligned(count: int) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from gpuconv.kernels.cpu.compiler import I64, I64P, Data, Kernel, current
+from gpuconv.kernels.cpu.plan import Packed
 
 WEIGHTS = 1 << 14  # numbers of one block of channels: half a level-1 cache of float64
 CHUNK = 4096  # weights that a task brings into order
@@ -148,9 +149,7 @@ def suits(problem: Any) -> bool:
     )
 
 
-def prepare(
-    device: Any, problem: Any, epilogue: dict[str, bool], slots: int
-) -> Callable[..., None]:
+def prepare(device: Any, problem: Any, epilogue: dict[str, bool], slots: int) -> Packed:
     """run(x, w, b, add, y) of a problem that `suits`, with about `slots` vectors a task."""
     rows, columns, depth = problem.rows, problem.columns, problem.depth
     item = 4 if problem.dtype == "float32" else 8
@@ -223,9 +222,12 @@ def prepare(
         count=order.size,
     )
 
-    def run(x: Any, w: Any, b: Any, add: Any, y: Any) -> None:
+    def pack(w: Any) -> Any:
         packed = device.empty((max(order.size, ALIGNED // item),), problem.dtype)
         bring(w, packed, order)
+        return packed
+
+    def compute(x: Any, packed: Any, b: Any, add: Any, y: Any) -> None:
         launch(x, packed, b, add, y, table)
 
-    return run
+    return Packed(pack, compute)

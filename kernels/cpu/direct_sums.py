@@ -53,6 +53,7 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
         copy_rows,
         packer,
         places,
+        prefetch_second,
         store_places,
         turned,
     )
@@ -190,7 +191,12 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                         )
                     begun, final = first > 0, last == depth and phase == phases - 1
                     offsets, length = table + (about[3] + first * each), (last - first) * each
+                    # The first tiles ask for the next weights, a line for each product.
+                    ahead = weights + length * block
                     for i in range(0, count, rows):
+                        if i == vectors * rows:
+                            ahead = weights
+                        beside = 0 if fused or i >= vectors * rows else wide
                         here, there = (
                             places(own, pixels + i, rows),
                             places(partial, slots + i, rows),
@@ -198,6 +204,8 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                         total = tile(weights, rows, vectors)
                         for j in range(length):
                             total = outer_rows(total, here, offsets[j], weights + j * block)
+                            prefetch_second(ahead)
+                            ahead = ahead + beside
                         if begun:
                             total = add_places(total, there)
                         store_places(there, total)

@@ -32,6 +32,20 @@ def places(typingctx: Any, p: Any, table: Any, count: Any) -> Any:
 
 
 @intrinsic
+def prefetch_second(typingctx: Any, p: Any) -> Any:
+    """Bring the cache line at p into the second-level cache, and leave the first's as they are."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(call, [builder.bitcast(arguments[0], byte), I32(0), I32(2), I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(p), codegen
+
+
+@intrinsic
 def add_places(typingctx: Any, sums: Any, rows: Any) -> Any:
     """The numbers at rows[i], a tuple of pointers, added to row i: earlier sums."""
 

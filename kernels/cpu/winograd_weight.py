@@ -396,8 +396,8 @@ def cut(c: int, k: int, tiles: int) -> Cut:
 def supports(spec: Any, dtype: str, which: str) -> bool:
     """Gradients by weight of 3x3 kernels, stride 1, one group, in float32.
 
-    Not of few channels or small planes: of so few numbers, plain sums can be 4 times nearer to
-    exact, in any batch, for they are summed image by image.
+    Not of few channels or small planes: of 8 images of 512 channels at 7x7, the error was 5 times
+    that of plain sums.
     """
     if spec.kernel != (3, 3) or which != "grad_weight" or dtype != "float32":
         return False

@@ -1,0 +1,318 @@
+"""1x1 convolutions whose weight is packed beforehand: for weights that do not change.
+
+                       w: panels of `vectors` registers of output channels, packed once
+                      +----+----+--
+                      |    |    |          a task: some tiles of pixels, some panels
+       x[pixels, C]   |    |    |            for each panel:
+      +---------+     +----+----+--            for each tile of pixels: a loop of `outer` over C,
+ rows |=========|     | tile    |                while the next panel comes into the second cache
+      +---------+     +----+----+--
+      |         |     |         |            y[pixels, K]
+
+Pixels are the rows of the tile in both memory formats, since their number (7 x 7, 14 x 14) often
+fills no vectors, where channels do. In channels-last memory that is how y lies; from NCHW, x is
+read down its columns, and tiles are turned over in squares of registers before they are stored.
+Sums over more than `DEPTH` channels are made of partial sums of so many. With a stride, a launch
+before this one brings the used pixels together. A last tile that does not fit reaches back over
+pixels that another has too, and stores the same bits.
+"""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+from gpuconv.kernels.cpu.compiler import I64, Data, Kernel, current
+from gpuconv.kernels.cpu.plan import Packed
+
+Array = Any
+# (rows, vectors) by registers.
+TILES = {32: ((14, 2), (7, 4), (8, 3), (6, 4)), 16: ((6, 2), (7, 1))}
+DEPTH = 512  # channels a partial sum
+NEAR = 1 << 20  # bytes of x that a task reads again for every panel
+GATHERED = 1 << 14  # numbers that a task brings together
+SMALL = 100_000  # multiply-adds below which one thread is as quick
+
+
+def _multiply(dtype: str, rows: int, vectors: int, last: bool) -> Callable[..., None]:
+    from numba import njit
+
+    from gpuconv.kernels.cpu.blocks import prefetch_near, turn_part
+    from gpuconv.kernels.cpu.vector import (
+        add_row,
+        add_tile,
+        address,
+        lanes,
+        load,
+        load_part,
+        maximum,
+        outer,
+        pointer,
+        relu_tile,
+        splat,
+        store_part,
+        store_tile,
+        tile,
+    )  # fmt: skip
+
+    count = lanes(dtype)
+    wide = vectors * count
+    size = 4 if dtype == "float32" else 8
+    device = njit(error_model="numpy")
+
+    @device
+    def finish(at: Any, add: Any, value: Any, relu: Any, length: Any) -> None:
+        """`length` sums to y, after what the addend has for them, and relu."""
+        if address(add) != 0:
+            value = value + load_part(add, length)
+        if relu:
+            value = maximum(value, splat(at, 0))
+        store_part(at, value, length)
+
+    @device
+    def edge(sums: Any, y: Any, add: Any, bias: Any, step: Any, relu: Any, left: Any) -> None:
+        """A tile with `left` channels, from the scratch to channels-last memory."""
+        for i in range(rows):
+            for j in range(0, left, count):
+                value = load(sums + (i * wide + j))
+                if address(bias) != 0:
+                    value = value + load_part(bias + j, left - j)
+                r = add
+                if address(add) != 0:
+                    r = add + (i * step + j)
+                finish(y + (i * step + j), r, value, relu, left - j)
+
+    @device
+    def turned(sums: Any, y: Any, add: Any, bias: Any, step: Any, relu: Any, left: Any) -> None:
+        """A tile with `left` channels, from the scratch to NCHW memory."""
+        square = sums + rows * wide
+        for j in range(0, left, count):
+            for i in range(0, rows, count):
+                pixels = min(rows - i, count)
+                turn_part(square, count, sums + (i * wide + j), wide, pixels, count)
+                for e in range(min(left - j, count)):
+                    value = load(square + e * count)
+                    if address(bias) != 0:
+                        value = value + splat(bias, bias[j + e])
+                    r = add
+                    if address(add) != 0:
+                        r = add + ((j + e) * step + i)
+                    finish(y + ((j + e) * step + i), r, value, relu, pixels)
+
+    def multiply(
+        task: I64, thread: I64, x: Data, w: Data, y: Data, bias: Data, add: Data, scratch: Data,
+        m: I64, n: I64, k: I64, m_block: I64, n_block: I64, k_block: I64, m_blocks: I64,
+        n_blocks: I64, panel_size: I64, relu: I64, own: I64,
+    ) -> None:  # fmt: skip
+        i0 = task % m_blocks * m_block
+        task = task // m_blocks
+        j0 = task % n_blocks * n_block
+        image = task // n_blocks
+        i1, j1 = min(i0 + m_block, m), min(j0 + n_block, n)
+        sums = pointer(scratch, (address(scratch) + 63) // 64 * 64 + thread * own * size)
+        x = x + image * m * k
+        y_image = image * m * n
+        panel = w + j0 // wide * panel_size
+        for j in range(j0, j1, wide):
+            left = min(j1 - j, wide)
+            ahead = panel + panel_size
+            bias_at = bias
+            if address(bias) != 0:
+                bias_at = bias + j
+            for i in range(i0, i1, rows):
+                top = min(i, m - rows)
+                if last:
+                    here, at = x + top * k, y_image + top * n + j
+                else:
+                    here, at = x + top, y_image + j * m + top
+                add_at = add
+                if address(add) != 0:
+                    add_at = add + at
+                for low in range(0, k, k_block):
+                    depth = min(k_block, k - low)
+                    b = panel + low * wide
+                    acc = tile(y, rows, vectors)
+                    for c in range(depth):
+                        prefetch_near(ahead + c * count)
+                        if last:
+                            acc = outer(acc, here + c, k, b + c * wide)
+                        else:
+                            acc = outer(acc, here + c * m, 1, b + c * wide)
+                    ahead = ahead + depth * count
+                    if last:
+                        here = here + depth
+                    else:
+                        here = here + depth * m
+                    if low > 0:
+                        acc = add_tile(acc, sums, wide)
+                    if low + depth < k:
+                        store_tile(sums, wide, acc)
+                    elif last and left == wide:
+                        if address(bias) != 0:
+                            acc = add_row(acc, bias_at)
+                        if address(add) != 0:
+                            acc = add_tile(acc, add_at, n)
+                        if relu:
+                            acc = relu_tile(acc)
+                        store_tile(y + at, n, acc)
+                    else:
+                        store_tile(sums, wide, acc)
+                        if last:
+                            edge(sums, y + at, add_at, bias_at, n, relu, left)
+                        else:
+                            turned(sums, y + at, add_at, bias_at, m, relu, left)
+            panel = panel + panel_size
+
+    return multiply
+
+
+def _pack(dtype: str, vectors: int) -> Callable[..., None]:
+    from gpuconv.kernels.cpu.pack import packers
+    from gpuconv.kernels.cpu.vector import lanes
+
+    wide = vectors * lanes(dtype)
+    turned = packers(dtype, 1, vectors)[2]
+
+    def pack(
+        task: I64, thread: I64, w: Data, to: Data, n: I64, k: I64, panel_size: I64
+    ) -> None:
+        j = task * wide
+        turned(to + task * panel_size, w + j * k, k, k, min(n - j, wide))
+
+    return pack
+
+
+def _gather(dtype: str) -> Callable[..., None]:
+    from gpuconv.kernels.cpu.vector import load_part, lanes, store_part
+
+    count = lanes(dtype)
+
+    def gather(
+        task: I64, thread: I64, x: Data, to: Data, block: I64, total: I64, lines: I64,
+        pixels: I64, plane: I64, line: I64, step: I64, unit: I64,
+    ) -> None:  # fmt: skip
+        # Line i of a plane begins at x + i * line, its pixels, of `unit` numbers, `step` apart.
+        for row in range(task * block, min((task + 1) * block, total)):
+            at = x + (row // lines * plane + row % lines * line)
+            out = to + row * pixels * unit
+            for j in range(pixels):
+                if unit == 1:
+                    out[j] = at[j * step]
+                else:
+                    for e in range(0, unit, count):
+                        value = load_part(at + (j * step + e), unit - e)
+                        store_part(out + (j * unit + e), value, unit - e)
+
+    return gather
+
+
+def _up(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _tile(m: int, n: int, lanes: int, aligned: bool) -> tuple[int, int] | None:
+    """The tile that does least in vain; None where there are fewer pixels than a tile has."""
+    best, found = 0.0, None
+    for rows, vectors in TILES[current().registers]:
+        if rows <= m:
+            step = max(rows * vectors / 2, 4.0) + 0.6
+            cost = _up(m, rows) * _up(n, vectors * lanes) * step
+            cost *= 1.1 if aligned and rows > 8 else 1
+            if found is None or cost < best:
+                best, found = cost, (rows, vectors)
+    return found
+
+
+def _blocks(m: int, n: int, k: int, batch: int, tile: tuple[int, int], lanes: int) -> Any:
+    """(tiles of pixels, panels) a task, from the shapes alone."""
+    rows, vectors = tile
+    tall, broad = _up(m, rows), _up(n, vectors * lanes)
+    best, found = 0.0, (1, 1)
+    for m_tiles in {_up(tall, cuts) for cuts in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)}:
+        if m_tiles > 1 and m_tiles * rows * k * 4 > NEAR:
+            continue
+        for panels in {_up(broad, cuts) for cuts in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)}:
+            one = m_tiles * panels * (rows * vectors / 2 * k + 100) + 600
+            one += 0.2 * k * (m_tiles * rows + panels * vectors * lanes)  # to come near
+            tasks = _up(tall, m_tiles) * _up(broad, panels) * batch
+            cost = sum(_up(tasks, t) * t for t in (2, 2, 4)) * one
+            if not best or cost < best:
+                best, found = cost, (m_tiles, panels)
+    return found
+
+
+class Either(Packed):
+    """A weight that changes is not packed beforehand: `plain` does its packing within its tasks."""
+
+    def __init__(self, pack: Any, compute: Any, plain: Callable[..., None]) -> None:
+        super().__init__(pack, compute)
+        object.__setattr__(self, "plain", plain)
+
+    def __call__(self, x: Array, w: Array, *others: Any) -> None:
+        self.plain(x, w, *others)
+
+
+def packed(
+    device: Any, spec: Any, dtype: str, last: bool, relu: bool, plain: Callable[..., None]
+) -> Callable[..., None]:
+    """The plan of a 1x1 convolution, whose call with a weight that is not packed is `plain`."""
+    (images, k, h, w), n, (p, q) = spec.x_shape, spec.w_shape[0], spec.y_shape[2:]
+    size = 4 if dtype == "float32" else 8
+    lanes = current().vector // size
+    m, batch = (images * p * q, 1) if last else (p * q, images)
+    found = _tile(m, n, lanes, last and k * size % 2048 == 0)
+    if found is None:
+        return plain
+    rows, vectors = found
+    wide = vectors * lanes
+    m_tiles, panels = _blocks(m, n, k, batch, found, lanes)
+    m_blocks, n_blocks = _up(m, m_tiles * rows), _up(n, panels * wide)
+    panel_size = _up(k, lanes) * lanes * wide
+    own = rows * wide + lanes * lanes
+    several = m * n * k * batch >= SMALL
+    multiply = device.prepare(
+        Kernel(
+            f"packed_{rows}x{vectors}_{dtype}{'_last' * last}",
+            _multiply,
+            (("dtype", dtype), ("rows", rows), ("vectors", vectors), ("last", last)),
+        ),
+        m_blocks * n_blocks * batch,
+        scratch=own * size + 64,
+        several=several,
+        m=m, n=n, k=k, m_block=m_tiles * rows, n_block=panels * wide,
+        k_block=_up(k, _up(k, DEPTH)), m_blocks=m_blocks, n_blocks=n_blocks,
+        panel_size=panel_size, relu=int(relu), own=own,
+    )  # fmt: skip
+    pack = device.prepare(
+        Kernel(f"packed_panels_{vectors}_{dtype}", _pack, (("dtype", dtype), ("vectors", vectors))),
+        _up(n, wide),
+        several=n * k >= SMALL,
+        n=n, k=k, panel_size=panel_size,
+    )  # fmt: skip
+
+    def weight(w: Array) -> Array:
+        to = device.empty((_up(n, wide) * panel_size,), dtype)
+        pack(w, to)
+        return to
+
+    def compute(x: Array, w: Array, b: Array | None, add: Array | None, y: Array) -> None:
+        multiply(x, w, y, b, add)
+
+    if spec.stride == (1, 1):
+        return Either(weight, compute, plain)
+    unit = k if last else 1
+    total = images * p * (1 if last else k)
+    block = _up(GATHERED, q * unit)
+    gather = device.prepare(
+        Kernel(f"packed_gather_{dtype}", _gather, (("dtype", dtype),)),
+        _up(total, block),
+        several=several,
+        block=block, total=total, lines=p, pixels=q, plane=h * w * unit,
+        line=spec.stride[0] * w * unit, step=spec.stride[1] * unit, unit=unit,
+    )  # fmt: skip
+
+    def gathered(x: Array, w: Array, b: Array | None, add: Array | None, y: Array) -> None:
+        used = device.empty((images * k * p * q,), dtype)
+        gather(x, used)
+        multiply(used, w, y, b, add)
+
+    return Either(weight, gathered, plain)

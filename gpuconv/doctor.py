@@ -20,6 +20,7 @@ from gpuconv.errors import DeviceError, Error, FileError
 PACKAGES = {
     "numpy": "",
     "numba": "",
+    "llvmlite": "",
     "rich": "",
     "typer": "",
     "safetensors": "",
@@ -73,6 +74,8 @@ def examine() -> list[Check]:
         _compiles(gpus[0].arch if gpus else "sm_80"),
         *_ready_made(),
         _disassembler(),
+        _processor(),
+        _backend("cpu", required=True),
         _backend("numpy", required=True),
         _backend("emulated", required="numba-cuda" in installed),
         _backend("cuda", required=bool(gpus) and any(n.startswith("cupy") for n in installed)),
@@ -90,8 +93,8 @@ def works(report: list[Check]) -> str:
         return checks[name].status == "ok"
 
     parts = []
-    if ok("backend numpy"):
-        parts.append("training and inference on the CPU with NumPy")
+    if ok("backend cpu"):
+        parts.append("training and inference on the CPU")
     if ok("backend cuda"):
         parts.append("training and inference on the GPU with CUDA kernels")
     verbs = [
@@ -297,6 +300,18 @@ def _disassembler() -> Check:
         return Check("disassembler", "ok", sass.disassembler())
     except (ImportError, RuntimeError) as error:
         return Check("disassembler", "absent", f"no machine code is shown: {error}")
+
+
+def _processor() -> Check:
+    """What CPU kernels are compiled for, and on how many threads they run."""
+    try:
+        compiler = import_module("gpuconv.kernels.cpu.compiler")
+        isa, threads = compiler.host(), gpuconv.get_num_threads()
+    except BROKEN as error:
+        return Check("processor", "FAILED", _one_line(error))
+    several = f"{threads} threads" if threads > 1 else "1 thread"
+    kept = compiler.cache_folder()
+    return Check("processor", "ok", f"{isa.name} kernels ({isa.cpu}), {several}, kept in {kept}")
 
 
 def _backend(name: str, required: bool) -> Check:

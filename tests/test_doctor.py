@@ -38,17 +38,18 @@ def test_content_here() -> None:
     assert done.returncode == 0, done.stdout
     *lines, last = done.stdout.splitlines()
     assert "ok      backend numpy           convolution and product agree with plain loops" in lines
-    assert last.startswith("works here: training and inference on the CPU with NumPy; ")
+    assert last.startswith("works here: training and inference on the CPU; ")
 
 
 def test_as_json() -> None:
     report = json.loads(program("doctor", "--json").stdout)
     assert report["ok"] is True
-    assert report["works"].startswith("training and inference on the CPU with NumPy; ")
+    assert report["works"].startswith("training and inference on the CPU; ")
     assert {check["status"] for check in report["checks"]} <= {"ok", "absent"}
     names = [check["name"] for check in report["checks"]]
     assert len(set(names)) == len(names)
     assert {"gpuconv", "driver", "kernels", "disassembler", "backend emulated"} <= set(names)
+    assert {"processor", "backend cpu", "backend numpy"} <= set(names)
 
 
 def test_a_failure_is_status_1() -> None:
@@ -331,7 +332,7 @@ def test_an_installation_without_its_kernels(monkeypatch: pytest.MonkeyPatch) ->
 
 def report(**given: str) -> list[Check]:
     """The lines that `works` reads; given as kernels="ok", or status and detail: "absent: why"."""
-    found = {"backend numpy": "ok", "backend emulated": "ok", "backend cuda": "ok", "kernels": "ok"}
+    found = {"backend cpu": "ok", "backend emulated": "ok", "backend cuda": "ok", "kernels": "ok"}
     found |= {"driver": "ok", "gpu 0": "ok"}
     found |= {name.replace("_", " "): said for name, said in given.items()}
     parts = ((name, *said.partition(": ")[::2]) for name, said in found.items())
@@ -339,7 +340,7 @@ def report(**given: str) -> list[Check]:
 
 
 def test_the_closing_line() -> None:
-    cpu = "training and inference on the CPU with NumPy"
+    cpu = "training and inference on the CPU"
     gpu = "training and inference on the GPU with CUDA kernels"
     both = "CUDA kernels compile and run in the emulator"
     assert doctor.works(report()) == f"{cpu}; {gpu}; {both}"

@@ -188,7 +188,7 @@ def test_winograd_is_refused_at_the_highest_precision() -> None:
     shapes = (2, 32, 28, 28), (32, 32, 3, 3)
     gc.set_float32_precision("highest")
     try:
-        with pytest.raises(ArgumentError, match="winograd.*the precision is 'highest'"):
+        with pytest.raises(ArgumentError, match=r"winograd.*the precision is 'highest'"):
             gc.explain.conv2d(*shapes, algo="winograd", arch="cpu")
     finally:
         gc.set_float32_precision("high")

@@ -14,7 +14,6 @@ from tests.cases import CASES
 from tests.cases.case import Case
 from tests.strict import StrictArray, strict
 
-
 # These are tests of array code; tests/cpu/test_backend.py runs the table on the kernels.
 pytestmark = pytest.mark.usefixtures("array_code")
 every_case = pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])

@@ -26,7 +26,7 @@ from gpuconv.kernels.cpu.plan import Packed
 
 Array = Any
 # (rows, vectors) by registers.
-TILES = {32: ((14, 2), (7, 4), (8, 3), (6, 4)), 16: ((6, 2), (7, 1))}
+TILES = {32: ((14, 2), (7, 4), (6, 4)), 16: ((6, 2), (7, 1))}
 DEPTH = 512  # channels a partial sum
 NEAR = 1 << 20  # bytes of x that a task reads again for every panel
 GATHERED = 1 << 14  # numbers that a task brings together

@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from gpuconv.kernels.cpu.gemm import COLUMN, ROW
+from gpuconv.kernels.cpu.gemm_packed import packed
 from gpuconv.kernels.cpu.gemm_plan import Product, product
 
 Array = Any
 Run = Callable[..., None]
 SMALL_IMAGE = 1024  # pixels below which NCHW images are put side by side
+FEW_PIXELS = 400  # of an NCHW image: vectors along the channels, if the weight is packed
 
 
 def supports(spec: Any, dtype: str, which: str) -> bool:
@@ -42,7 +44,19 @@ def supports(spec: Any, dtype: str, which: str) -> bool:
 def forward(
     device: Any, spec: Any, dtype: str, last: bool, bias: bool, add: bool, relu: bool
 ) -> Run:
-    """run(x, w, b, add, y): y = x * w + b + add, then negative numbers become 0 if `relu`."""
+    """run(x, w, b, add, y): y = x * w + b + add, then negative numbers become 0 if `relu`.
+
+    Where it saves time, a plan whose weight can be packed beforehand, by `gemm_packed`.
+    """
+    plain = _plain(device, spec, dtype, last, bias, add, relu)
+    if last or prod(spec.y_shape[2:]) <= FEW_PIXELS:
+        return packed(device, spec, dtype, last, relu, plain)
+    return plain
+
+
+def _plain(
+    device: Any, spec: Any, dtype: str, last: bool, bias: bool, add: bool, relu: bool
+) -> Run:
     (n, c, h, w), k, pixels = spec.x_shape, spec.w_shape[0], prod(spec.y_shape[2:])
     tables: tuple[Array, ...] = ()
     if last:

@@ -117,7 +117,7 @@ def test_what_cannot_be_compiled_is_said_in_a_line() -> None:
     with pytest.raises(CompileError, match="kernel test_allocates: NRT required"):
         compiler.build(Kernel("test_allocates", _allocates), compiler.current())
     with pytest.raises(
-        CompileError, match="kernel test_gamma: it needs .*gamma; kernels call none"
+        CompileError, match=r"kernel test_gamma: it needs .*gamma; kernels call none"
     ):
         compiler.build(Kernel("test_gamma", _gamma), compiler.current())
     with (

@@ -22,6 +22,7 @@ import os
 import re
 import struct
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -79,9 +80,28 @@ class Kernel:
     @property
     def parameters(self) -> dict[str, str]:
         """Name -> type ("float32*", "int64", ...) of what `pack` takes, in order."""
-        return dict(_parameters(self))
+        return _compiled(self, current()).parameters
 
 
+@dataclass(frozen=True)
+class Code:
+    """An object file, the name of its entry, and the kernel's parameters: name -> type."""
+
+    entry: str
+    parameters: dict[str, str]
+    object: bytes
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Code in memory."""
+
+    address: int
+    parameters: dict[str, str]
+
+
+_known: dict[tuple[Kernel, Isa], Compiled] = {}
+_lock = threading.RLock()
 _isa: ContextVar[Isa | None] = ContextVar("gpuconv_isa", default=None)
 
 
@@ -121,16 +141,15 @@ def restricted(name: str) -> Iterator[Isa]:
         _isa.reset(token)
 
 
-@cache
-def _parameters(kernel: Kernel) -> tuple[tuple[str, str], ...]:
+def _parameters(kernel: Kernel) -> dict[str, str]:
     constants = dict(kernel.constants)
     function = kernel.make(**constants)
     names = list(inspect.signature(function).parameters)
-    found = []
+    found = {}
     for name in names if kernel.bare else names[2:]:
         kind = function.__annotations__[name].__metadata__[0]
-        found.append((name, kind.replace("data", constants.get("dtype", ""))))
-    return tuple(found)
+        found[name] = kind.replace("data", constants.get("dtype", ""))
+    return found
 
 
 @cache
@@ -145,25 +164,34 @@ def function(kernel: Kernel) -> int:
 
     Raises CompileError where it is not and cannot be compiled.
     """
-    return _function(kernel, current())
+    return _compiled(kernel, current()).address
 
 
-@cache
-def _function(kernel: Kernel, isa: Isa) -> int:
-    path, key = place(kernel, isa)
-    found = read(path, key)
+def _compiled(kernel: Kernel, isa: Isa) -> Compiled:
+    found = _known.get((kernel, isa))
     if found is None:
+        with _lock:  # LLVM's engine is one, and for one thread at a time
+            found = _known.get((kernel, isa))
+            if found is None:
+                found = _known[kernel, isa] = _compile(kernel, isa)
+    return found
+
+
+def _compile(kernel: Kernel, isa: Isa) -> Compiled:
+    path, key = place(kernel, isa)
+    code = read(path, key)
+    if code is None:
         _announce()
-        found = build(kernel, isa)
+        code = build(kernel, isa)
         try:
-            write(path, key, *found)
+            write(path, key, code)
         except OSError as error:
             _not_kept(path.parent, str(error))
-    return _load(*found)
+    return Compiled(_load(code), code.parameters)
 
 
-def build(kernel: Kernel, isa: Isa) -> tuple[str, bytes]:
-    """(entry, object file), compiled without looking at the disk."""
+def build(kernel: Kernel, isa: Isa) -> Code:
+    """Compiled without looking at the disk."""
     text, entry = _to_llvm(kernel, isa)
     llvm = _llvm()
     module = llvm.parse_assembly(text)
@@ -174,7 +202,7 @@ def build(kernel: Kernel, isa: Isa) -> tuple[str, bytes]:
         if not item.is_declaration and item.name != entry:
             # Numba's names are unique in one process only; here objects of several meet.
             item.linkage = "internal"
-    return entry, _machine(isa).emit_object(module)
+    return Code(entry, _parameters(kernel), _machine(isa).emit_object(module))
 
 
 def assembly(kernel: Kernel) -> str:
@@ -208,14 +236,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuconv"
 
 
-def write(path: Path, key: str, entry: str, code: bytes) -> None:
+def write(path: Path, key: str, code: Code) -> None:
     """Keep the code under `key`: complete, or not at all."""
-    head = json.dumps({"key": key, "entry": entry, "sha256": hashlib.sha256(code).hexdigest()})
+    head = {"entry": code.entry, "parameters": code.parameters}
+    line = json.dumps({"key": key, "head": head, "sha256": _checksum(head, code.object)})
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(MAGIC + head.encode() + b"\n" + code)
+            file.write(MAGIC + line.encode() + b"\n" + code.object)
         os.chmod(temporary, 0o644)  # others may read it, as they may a file made by open
         os.replace(temporary, path)
     except BaseException:
@@ -223,20 +252,24 @@ def write(path: Path, key: str, entry: str, code: bytes) -> None:
         raise
 
 
-def read(path: Path, key: str) -> tuple[str, bytes] | None:
+def read(path: Path, key: str) -> Code | None:
     """What was written there under `key`; None if nothing was, or it is damaged."""
     try:
-        found = path.read_bytes()
-        head, code = found.removeprefix(MAGIC).split(b"\n", 1)
-        stored = json.loads(head)
-        if stored["key"] != key or stored["sha256"] != hashlib.sha256(code).hexdigest():
+        line, code = path.read_bytes().removeprefix(MAGIC).split(b"\n", 1)
+        stored = json.loads(line)
+        head = stored["head"]
+        if stored["key"] != key or stored["sha256"] != _checksum(head, code):
             raise ValueError("its contents do not fit its checksum")
-        return str(stored["entry"]), code
+        return Code(head["entry"], head["parameters"], code)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.warning("compiled kernel %s is damaged (%s): it is built anew", path, error)
         return None
+
+
+def _checksum(head: dict[str, Any], code: bytes) -> str:
+    return hashlib.sha256(json.dumps(head).encode() + code).hexdigest()
 
 
 @cache
@@ -248,7 +281,7 @@ def version(package: str) -> str:
 @cache
 def _announce() -> None:
     """Say once that there is something to wait for."""
-    _log.info("compiling CPU kernels for first use; they are kept in %s", cache_folder())
+    _log.warning("compiling CPU kernels for first use; they are kept in %s", cache_folder())
 
 
 @cache
@@ -287,13 +320,13 @@ def _new_machine() -> Any:
     return target.create_target_machine(opt=3, codemodel="jitdefault", jit=True)
 
 
-def _load(entry: str, code: bytes) -> int:
+def _load(code: Code) -> int:
     engine = _engine()
-    engine.add_object_file(_llvm().ObjectFileRef.from_data(code))
+    engine.add_object_file(_llvm().ObjectFileRef.from_data(code.object))
     engine.finalize_object()
-    address: int = engine.get_function_address(entry)
+    address: int = engine.get_function_address(code.entry)
     if not address:
-        raise CompileError(f"compiled kernel has no entry {entry}")
+        raise CompileError(f"compiled kernel has no entry {code.entry}")
     return address
 
 
@@ -307,7 +340,7 @@ def _to_llvm(kernel: Kernel, isa: Isa) -> tuple[str, str]:
     token = _isa.set(isa)
     try:
         body = numba.njit(error_model="numpy", fastmath={"contract"})(kernel.make(**constants))
-        kinds = [_kind(types, kind, isa) for kind in kernel.parameters.values()]
+        kinds = [_kind(types, kind, isa) for kind in _parameters(kernel).values()]
         entry, signature = body.py_func, kinds
         if not kernel.bare:
             entry, signature = _task(body, kinds), [types.int64] * 3
@@ -342,6 +375,16 @@ def _task(body: Any, kinds: list[Any]) -> Callable[..., None]:
         body(task, thread, *unpack(block))
 
     return entry
+
+
+def _forked() -> None:
+    """In a child: whoever held the lock in the parent is not here to release it."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _essence(error: BaseException) -> str:

@@ -39,7 +39,7 @@ import numpy as np
 from gpuconv.kernels.cpu import direct_rows, direct_sums
 from gpuconv.kernels.cpu.compiler import current
 from gpuconv.kernels.cpu.direct_problem import Problem, forward_axis, grad_axis
-from gpuconv.kernels.cpu.plan import Packed
+from gpuconv.kernels.cpu.plan import Packed, PackedByTasks
 
 TILE = 768 << 10  # bytes of x that a task copies at most: the level-2 cache has weights in it too
 SLOTS = 256  # pixels of a task, about
@@ -83,16 +83,6 @@ def grad_input(device: Any, spec: Any, dtype: str, last: bool) -> Run:
         run(gy, w, None, None, gx)
 
     return call
-
-
-@dataclass(frozen=True)
-class PackedByTasks(Packed):
-    """One whose weights, where they are not constant, are packed by the tasks that use them."""
-
-    run: Run
-
-    def __call__(self, x: Any, w: Any, *others: Any) -> None:
-        self.run(x, w, *others)
 
 
 @dataclass(frozen=True)

@@ -191,21 +191,24 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                         )
                     begun, final = first > 0, last == depth and phase == phases - 1
                     offsets, length = table + (about[3] + first * each), (last - first) * each
-                    # The first tiles ask for the next weights, a line for each product.
-                    ahead = weights + length * block
+                    # While sums are computed, the caches ask for the next weights, a line for each
+                    # product, then for the lines of y, which are in as many pages as channels.
+                    ahead, beside, asked = ready + last * each * block, wide, vectors * length
+                    if fused or (last == depth and kb + 1 == record[8]):
+                        asked = 0
                     for i in range(0, count, rows):
-                        if i == vectors * rows:
-                            ahead = weights
-                        beside = 0 if fused or i >= vectors * rows else wide
                         here, there = (
                             places(own, pixels + i, rows),
                             places(partial, slots + i, rows),
                         )
                         total = tile(weights, rows, vectors)
-                        for j in range(length):
+                        now = min(length, asked)
+                        for j in range(now):
                             total = outer_rows(total, here, offsets[j], weights + j * block)
-                            prefetch_second(ahead)
-                            ahead = ahead + beside
+                            prefetch_second(ahead + j * beside)
+                        for j in range(now, length):
+                            total = outer_rows(total, here, offsets[j], weights + j * block)
+                        ahead, asked = ahead + now * beside, asked - now
                         if begun:
                             total = add_places(total, there)
                         store_places(there, total)
@@ -236,6 +239,8 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
                                     + (run - image_at * record[11]) * record[13]
                                 )
                                 run_end += record[12]
+                            if y_w == 1 and asked == 0:
+                                ahead, beside, asked = y + at, y_k, min(left, block)
                     first = last
 
     return kernel

@@ -178,6 +178,14 @@ def copy_rows(
     total: Any, unit: Any, x_h: Any, x_w: Any, t_h: Any, t_w: Any, wide: Any,
 ) -> None:  # fmt: skip
     """Rows first, first + step, ... of x; of each `low` columns of zeros, `inside`, zeros."""
+    if unit == 1 and x_w == 1 and t_w == 1 and total <= wide:
+        nothing = splat(to, 0.0)
+        for i in range(count):
+            row, at = first + i * step, to + i * t_h
+            store(at, nothing)
+            if row >= 0 and row < height and inside > 0:
+                store(at + low, load_part(x + row * x_h, inside))
+        return
     for i in range(count):
         row, at = first + i * step, to + i * t_h
         if row < 0 or row >= height or inside <= 0:

@@ -25,9 +25,14 @@ from gpuconv.kernels.cpu.compiler import I64, Data, Kernel, current
 from gpuconv.kernels.cpu.plan import Packed
 
 Array = Any
-# (rows, vectors) by registers.
-TILES = {32: ((14, 2), (7, 4), (6, 4)), 16: ((6, 2), (7, 1))}
-DEPTH = 512  # channels a partial sum
+# (rows, vectors, measured cycles for a channel) by channels-last or not, registers.
+TILES = {
+    (True, 32): ((6, 4, 12.4), (7, 4, 15.2)),
+    (False, 32): ((14, 2, 14.4), (7, 4, 15.2)),
+    (True, 16): ((6, 2, 6.6), (7, 1, 4.6)),
+    (False, 16): ((6, 2, 6.6), (7, 1, 4.6)),
+}
+BLOCK = 32 << 10  # bytes of a panel that all tiles of a task read before the next ones
 NEAR = 1 << 20  # bytes of x that a task reads again for every panel
 GATHERED = 1 << 14  # numbers that a task brings together
 SMALL = 100_000  # multiply-adds below which one thread is as quick
@@ -82,9 +87,10 @@ def _multiply(dtype: str, rows: int, vectors: int, last: bool) -> Callable[..., 
                 finish(y + (i * step + j), r, value, relu, left - j)
 
     @device
-    def turned(sums: Any, y: Any, add: Any, bias: Any, step: Any, relu: Any, left: Any) -> None:
+    def turned(
+        sums: Any, square: Any, y: Any, add: Any, bias: Any, step: Any, relu: Any, left: Any
+    ) -> None:
         """A tile with `left` channels, from the scratch to NCHW memory."""
-        square = sums + rows * wide
         for j in range(0, left, count):
             for i in range(0, rows, count):
                 pixels = min(rows - i, count)
@@ -111,41 +117,43 @@ def _multiply(dtype: str, rows: int, vectors: int, last: bool) -> Callable[..., 
         sums = pointer(scratch, (address(scratch) + 63) // 64 * 64 + thread * own * size)
         x = x + image * m * k
         y_image = image * m * n
+        square = sums + m_block * wide
         panel = w + j0 // wide * panel_size
         for j in range(j0, j1, wide):
             left = min(j1 - j, wide)
-            ahead = panel + panel_size
             bias_at = bias
             if address(bias) != 0:
                 bias_at = bias + j
-            for i in range(i0, i1, rows):
-                top = min(i, m - rows)
-                if last:
-                    here, at = x + top * k, y_image + top * n + j
-                else:
-                    here, at = x + top, y_image + j * m + top
-                add_at = add
-                if address(add) != 0:
-                    add_at = add + at
-                for low in range(0, k, k_block):
-                    depth = min(k_block, k - low)
-                    b = panel + low * wide
+            for low in range(0, k, k_block):
+                depth = min(k_block, k - low)
+                b, part = panel + low * wide, sums
+                near = b + depth * wide  # the next block, of which every tile fetches a part
+                for i in range(i0, i1, rows):
+                    top = min(i, m - rows)
                     acc = tile(y, rows, vectors)
-                    for c in range(depth):
-                        prefetch_near(ahead + c * count)
-                        if last:
-                            acc = outer(acc, here + c, k, b + c * wide)
-                        else:
-                            acc = outer(acc, here + c * m, 1, b + c * wide)
-                    ahead = ahead + depth * count
                     if last:
-                        here = here + depth
+                        here = x + (top * k + low)
+                        for c in range(depth):
+                            prefetch_near(near + c * count)
+                            acc = outer(acc, here + c, k, b + c * wide)
                     else:
-                        here = here + depth * m
+                        here = x + (low * m + top)
+                        for c in range(depth):
+                            prefetch_near(near + c * count)
+                            acc = outer(acc, here + c * m, 1, b + c * wide)
+                    near = near + depth * count
+                    if i - i0 >= (vectors - 1) * rows:
+                        near = b
                     if low > 0:
-                        acc = add_tile(acc, sums, wide)
+                        acc = add_tile(acc, part, wide)
+                    at = y_image + j * m + top
+                    if last:
+                        at = y_image + top * n + j
+                    add_at = add
+                    if address(add) != 0:
+                        add_at = add + at
                     if low + depth < k:
-                        store_tile(sums, wide, acc)
+                        store_tile(part, wide, acc)
                     elif last and left == wide:
                         if address(bias) != 0:
                             acc = add_row(acc, bias_at)
@@ -155,11 +163,12 @@ def _multiply(dtype: str, rows: int, vectors: int, last: bool) -> Callable[..., 
                             acc = relu_tile(acc)
                         store_tile(y + at, n, acc)
                     else:
-                        store_tile(sums, wide, acc)
+                        store_tile(part, wide, acc)
                         if last:
-                            edge(sums, y + at, add_at, bias_at, n, relu, left)
+                            edge(part, y + at, add_at, bias_at, n, relu, left)
                         else:
-                            turned(sums, y + at, add_at, bias_at, m, relu, left)
+                            turned(part, square, y + at, add_at, bias_at, m, relu, left)
+                    part = part + rows * wide
             panel = panel + panel_size
 
     return multiply
@@ -209,16 +218,13 @@ def _up(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _tile(m: int, n: int, lanes: int, aligned: bool) -> tuple[int, int] | None:
-    """The tile that does least in vain; None where there are fewer pixels than a tile has."""
+def _tile(m: int, n: int, lanes: int, last: bool) -> tuple[int, int] | None:
+    """The tile that takes least time; None where there are fewer pixels than a tile has."""
     best, found = 0.0, None
-    for rows, vectors in TILES[current().registers]:
-        if rows <= m:
-            step = max(rows * vectors / 2, 4.0) + 0.6
-            cost = _up(m, rows) * _up(n, vectors * lanes) * step
-            cost *= 1.1 if aligned and rows > 8 else 1
-            if found is None or cost < best:
-                best, found = cost, (rows, vectors)
+    for rows, vectors, cycles in TILES[last, current().registers]:
+        cost = _up(m, rows) * _up(n, vectors * lanes) * cycles
+        if rows <= m and (found is None or cost < best):
+            best, found = cost, (rows, vectors)
     return found
 
 
@@ -259,7 +265,7 @@ def packed(
     size = 4 if dtype == "float32" else 8
     lanes = current().vector // size
     m, batch = (images * p * q, 1) if last else (p * q, images)
-    found = _tile(m, n, lanes, last and k * size % 2048 == 0)
+    found = _tile(m, n, lanes, last)
     if found is None:
         return plain
     rows, vectors = found
@@ -267,7 +273,7 @@ def packed(
     m_tiles, panels = _blocks(m, n, k, batch, found, lanes)
     m_blocks, n_blocks = _up(m, m_tiles * rows), _up(n, panels * wide)
     panel_size = _up(k, lanes) * lanes * wide
-    own = rows * wide + lanes * lanes
+    own = m_tiles * rows * wide + lanes * lanes
     several = m * n * k * batch >= SMALL
     multiply = device.prepare(
         Kernel(
@@ -279,7 +285,7 @@ def packed(
         scratch=own * size + 64,
         several=several,
         m=m, n=n, k=k, m_block=m_tiles * rows, n_block=panels * wide,
-        k_block=_up(k, _up(k, DEPTH)), m_blocks=m_blocks, n_blocks=n_blocks,
+        k_block=_up(k, _up(k * wide * size, BLOCK)), m_blocks=m_blocks, n_blocks=n_blocks,
         panel_size=panel_size, relu=int(relu), own=own,
     )  # fmt: skip
     pack = device.prepare(

@@ -17,3 +17,13 @@ class Packed:
 
     def __call__(self, x: Any, w: Any, *others: Any) -> None:
         self.compute(x, self.pack(w), *others)
+
+
+@dataclass(frozen=True)
+class PackedByTasks(Packed):
+    """One whose weight, where it is not constant, is packed by the tasks that use it."""
+
+    run: Callable[..., None]
+
+    def __call__(self, x: Any, w: Any, *others: Any) -> None:
+        self.run(x, w, *others)

@@ -34,7 +34,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpuconv.kernels.cpu.compiler import F32, I64, Kernel, current
-from gpuconv.kernels.cpu.plan import Packed
+from gpuconv.kernels.cpu.plan import Packed, PackedByTasks
 
 FILTERS, INPUTS, OUTPUTS = range(3)  # what a launch computes
 CHUNK = 32  # channels a partial sum
@@ -57,6 +57,7 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
         lanes,
         load_part,
         outer,
+        prefetch,
         splat,
         store,
         tile,
@@ -79,6 +80,12 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
     device = njit(error_model="numpy")
     turn, fetch, emit = copies(device)
 
+    @device
+    def following(u: Any) -> None:
+        """The caches ask for what lies beside u for the next xi."""
+        for i in range(vectors):
+            prefetch(u + (few * wide + i * count))
+
     def product(tiles: int) -> Any:
         @device
         def sums(m: Any, v: Any, u: Any, channels: Any, more: Any) -> None:
@@ -87,9 +94,11 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
             while channels >= count:
                 for c in range(few):
                     acc = outer(acc, v + c, count, u + c * wide)
+                    following(u + c * wide)
                 u = u + u_part
                 for c in range(few):
                     acc = outer(acc, v + (few + c), count, u + c * wide)
+                    following(u + c * wide)
                 v, u, channels = v + v_block, u + u_part, channels - count
             for c in range(channels):
                 if c == few:
@@ -240,7 +249,7 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
         scratch: F32, what: I64, c: I64, h: I64, w_in: I64, k: I64, p: I64, q: I64, top: I64,
         left: I64, last: I64, relu: I64, k_step: I64, c_step: I64, flip: I64, across: I64,
         down: I64, lines: I64, each: I64, some: I64, panels: I64, group: I64, chunk: I64,
-        fused: I64, m_at: I64, u_at: I64, band_at: I64, spare_at: I64, room: I64,
+        fused: I64, kept: I64, m_at: I64, u_at: I64, band_at: I64, spare_at: I64, room: I64,
     ) -> None:  # fmt: skip
         """What a task is depends on `what`.
 
@@ -286,7 +295,7 @@ def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
             while block < blocks:
                 part_blocks = min(chunk, blocks - block)
                 u_here, u_blocks = u + (panel * blocks + block) * u_block, blocks
-                if fused:
+                if fused > kept:
                     u_here, u_blocks = own + u_at, part_blocks
                     for i in range(now):
                         for j in range(part_blocks):
@@ -384,20 +393,12 @@ def _plan(
         "m_at": m_at, "u_at": u_at, "band_at": band_at, "spare_at": spare_at, "room": room,
     }  # fmt: skip
 
-    def launch(what: int, tasks: int) -> Any:
-        return device.prepare(kernel, tasks, scratch=4 * room, what=what, **numbers)
+    def launch(what: int, tasks: int, kept: bool = False) -> Any:
+        return device.prepare(kernel, tasks, scratch=4 * room, what=what, kept=kept, **numbers)
 
     parts = -(-lines // each)
-    multiply = launch(OUTPUTS, parts * -(-panels // part))
-    if fused:
-        transform = launch(INPUTS, parts * blocks)
-
-        def run(x: Any, w: Any, b: Any, add: Any, y: Any) -> None:
-            v = device.empty((parts * v_size,), "float32")
-            transform(x, w, None, None, y, None, v)
-            multiply(x, w, b, add, y, None, v)
-
-        return run
+    tasks = parts * -(-panels // part)
+    multiply = launch(OUTPUTS, tasks, kept=True)
     pack = launch(FILTERS, panels * blocks)
 
     def packed(w: Any) -> Any:
@@ -405,10 +406,20 @@ def _plan(
         pack(None, w, None, None, None, u, None)
         return u
 
-    def compute(x: Any, u: Any, b: Any, add: Any, y: Any) -> None:
-        multiply(x, None, b, add, y, u, None)
+    if not fused:
+        return Packed(packed, lambda x, u, b, add, y: multiply(x, None, b, add, y, u, None))
+    transform, both = launch(INPUTS, parts * blocks), launch(OUTPUTS, tasks)
 
-    return Packed(packed, compute)
+    def inputs(x: Any) -> Any:
+        v = device.empty((parts * v_size,), "float32")
+        transform(x, None, None, None, None, None, v)
+        return v
+
+    return PackedByTasks(
+        packed,
+        lambda x, u, b, add, y: multiply(x, None, b, add, y, u, inputs(x)),
+        lambda x, w, b, add, y: both(x, w, b, add, y, None, inputs(x)),
+    )
 
 
 def _halves(device: Any, x_shape: Any, y_shape: Any, *others: Any) -> Any:

@@ -57,9 +57,10 @@ def test_a_kernel_is_read_from_disk_and_built_anew_if_damaged(
     kernel = Kernel("test_kept", _scale, (("dtype", "float32"),))
     isa = compiler.current()
     path, key = compiler.place(kernel, isa)
-    entry, code = compiler.build(kernel, isa)
-    compiler.write(path, key, entry, code)
-    assert compiler.read(path, key) == (entry, code)
+    code = compiler.build(kernel, isa)
+    assert code.parameters == {"x": "float32*", "y": "float32*", "n": "int64", "by": "float64"}
+    compiler.write(path, key, code)
+    assert compiler.read(path, key) == code
     assert compiler.read(path, "other") is None
     assert [p.name for p in folder.iterdir()] == [path.name]
     whole = path.read_bytes()
@@ -147,19 +148,26 @@ def test_an_unwritable_cache_costs_a_warning(
     assert "compiled kernels are not kept" in caplog.text
 
 
-def test_what_is_on_disk_needs_no_numba() -> None:
-    code = (
-        "import sys, numpy as np, gpuconv as gc\n"
-        "x, w = np.ones((2, 8, 9, 9), np.float32), np.ones((8, 8, 3, 3), np.float32)\n"
-        "gc.conv2d(x, w)\n"
-        "print('numba' in sys.modules)\n"
-    )
+CONV = (
+    "import sys, numpy as np, gpuconv as gc\n"
+    "x, w = np.ones((2, 8, 9, 9), np.float32), np.ones((8, 8, 3, 3), np.float32)\n"
+    "gc.max_pool2d(gc.relu(gc.conv2d(x, w)), 2)\n"
+    "print('numba' in sys.modules)\n"
+)
+
+
+def test_compiling_is_announced_once_and_what_is_on_disk_needs_no_numba(tmp_path: Path) -> None:
+    said = []
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=dict(os.environ),
+            [sys.executable, "-c", CONV],
+            env={**os.environ, "GPUCONV_CACHE": str(tmp_path)},
             capture_output=True,
             text=True,
             check=True,
         )
-    assert done.stdout.strip() == "False"
+        said.append((done.stdout.strip(), done.stderr.strip().splitlines()))
+    first, second = said
+    assert first[0] == "True"
+    assert first[1] == [f"compiling CPU kernels for first use; they are kept in {tmp_path}"]
+    assert second == ("False", [])

@@ -123,6 +123,7 @@ def test_a_forked_child_computes_and_so_does_its_parent() -> None:
 
 
 def test_the_process_ends_quietly_with_helpers_awake() -> None:
+    run_python(CONV + "conv()")  # compiled now, which would be announced
     done = run_python(CONV + "gc.set_num_threads(4); print(conv())")
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -55,7 +55,14 @@ class Backend(Conv, Linear, Pool, Norm, Activation, Loss, Step):
         return f"Backend({self.name!r})"
 
     def prepared(
-        self, which: str, spec: ConvSpec, algo: str, a: Array, b: Array, bias: Array | None = None
+        self,
+        which: str,
+        spec: ConvSpec,
+        algo: str,
+        precision: str,
+        a: Array,
+        b: Array,
+        bias: Array | None = None,
     ) -> Callable[..., Array]:
         """What computes pass `which` ("conv", "conv_grad_input", "conv_grad_weight") again.
 

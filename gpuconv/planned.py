@@ -25,17 +25,27 @@ class Planned(Conv):
     _conv_plans: dict[Any, Plan]
 
     def _forward(
-        self, spec: ConvSpec, dtype: Any, last: bool, bias: bool, add: bool, relu: bool, algo: str
+        self,
+        spec: ConvSpec,
+        dtype: Any,
+        last: bool,
+        bias: bool,
+        add: bool,
+        relu: bool,
+        algo: str,
+        precision: str,
     ) -> Plan:
         """The plan of `conv`: (x, w, b, add) -> y, x in its format, w and b contiguous."""
         raise NotImplementedError
 
-    def _grad_input(self, spec: ConvSpec, dtype: Any, last: bool, algo: str) -> Plan:
+    def _grad_input(
+        self, spec: ConvSpec, dtype: Any, last: bool, algo: str, precision: str
+    ) -> Plan:
         """The plan of `conv_grad_input`: (gy, w) -> gx, gy in its format, w contiguous."""
         raise NotImplementedError
 
     def _grad_weight(
-        self, spec: ConvSpec, dtype: Any, last: bool, gy_last: bool, algo: str
+        self, spec: ConvSpec, dtype: Any, last: bool, gy_last: bool, algo: str, precision: str
     ) -> Plan:
         """The plan of `conv_grad_weight`: (gy, x) -> gw, each in its format."""
         raise NotImplementedError
@@ -66,7 +76,14 @@ class Planned(Conv):
         return self._planned("_grad_weight", (spec, x.dtype, last, gy_last, algo))(gy, x)
 
     def prepared(
-        self, which: str, spec: ConvSpec, algo: str, a: Array, b: Array, bias: Array | None = None
+        self,
+        which: str,
+        spec: ConvSpec,
+        algo: str,
+        precision: str,
+        a: Array,
+        b: Array,
+        bias: Array | None = None,
     ) -> Plan:
         last, b_last = is_channels_last(a), is_channels_last(b)
         images = which == "conv_grad_weight"  # both of them
@@ -75,18 +92,19 @@ class Planned(Conv):
             method: Plan = getattr(self, which)  # which copies them first
             return partial(method, spec, algo=algo)
         if images:
-            return self._planned("_grad_weight", (spec, a.dtype, b_last, last, algo))
+            return self._planned("_grad_weight", (spec, a.dtype, b_last, last, algo), precision)
         if which == "conv_grad_input":
-            return self._planned("_grad_input", (spec, a.dtype, last, algo))
+            return self._planned("_grad_input", (spec, a.dtype, last, algo), precision)
         key = spec, a.dtype, last, bias is not None, False, False, algo
-        return self._planned("_forward", key)
+        return self._planned("_forward", key, precision)
 
-    def _planned(self, make: str, key: tuple[Any, ...]) -> Plan:
-        """getattr(self, make)(*key), made once for each key, device and precision."""
-        full = self.device.number, get_float32_precision(), make, key
+    def _planned(self, make: str, key: tuple[Any, ...], precision: str = "") -> Plan:
+        """getattr(self, make)(*key, precision), made once for each of them and each device."""
+        precision = precision or get_float32_precision()
+        full = self.device.number, precision, make, key
         plan = self._conv_plans.get(full)
         if plan is None:
-            plan = getattr(self, make)(*key)
+            plan = getattr(self, make)(*key, precision)
             remember(self._conv_plans, full, plan)
         return plan
 

@@ -10,7 +10,8 @@ def set_float32_precision(level: str) -> None:
     """Which algorithms may compute float32 convolutions from now on, in all threads.
 
     "highest": sums of float32 products only. "high", the default: Winograd's algorithm too, which
-    adds and subtracts before it multiplies; float32 throughout, errors up to four times as large.
+    adds and subtracts before it multiplies; float32 throughout, errors up to five times as large
+    (and at most four times those of a matrix product of unfolded images).
     "tf32": products of TF32's 10 bits too, where a kernel uses them; none does yet.
     `gpuconv.explain.conv2d` says what is used. ArgumentError for anything else.
     """

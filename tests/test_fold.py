@@ -78,6 +78,44 @@ def test_the_weights_are_constants() -> None:
             weight[...] = 0
 
 
+def test_the_model_stays_as_it_is_and_shares_nothing() -> None:
+    class Scaled(nn.Conv2d):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x) * 100
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(0.5), Scaled(4, 2, 1), nn.Flatten()
+    )
+    before = [m.training for m in model.modules()]
+    folded = nn.fold(model)
+    assert [m.training for m in model.modules()] == before == [True] * len(before)
+    assert not any(m.training for m in folded.modules())
+    x = np.random.default_rng(0).standard_normal((2, 3, 9, 9), dtype=np.float32)
+    with gc.no_grad():
+        expected = model.eval()(x).numpy()
+        found = folded(x).numpy()
+        for parameter in model.parameters():
+            parameter.data *= 3
+        again = folded(x).numpy()
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    np.testing.assert_array_equal(again, found)
+
+
+def test_only_its_own_weights_are_taken_for_constants() -> None:
+    """A weight that is read-only may change: through a view, or made writeable again."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8, 64, 28, 28), dtype=np.float32)
+    w = rng.standard_normal((64, 64, 3, 3), dtype=np.float32)
+    view = w.view()
+    w.flags.writeable = False
+    with gc.backend("cpu"):
+        for shape in ((64, 64, 3, 3),):
+            before = gc.fused_conv2d(x, w.reshape(shape), relu=False)
+            view *= 2
+            after = gc.fused_conv2d(x, w.reshape(shape), relu=False)
+            np.testing.assert_array_equal(after, 2 * before)
+
+
 def test_mistakes() -> None:
     with pytest.raises(ArgumentError, match=r"in training mode; call \.eval\(\) on it first"):
         nn.fold(models.simple_cnn())

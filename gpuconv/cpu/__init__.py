@@ -29,9 +29,13 @@ class CpuBackend(CpuActivation, CpuConv, CpuLinear, CpuPool, CpuTrain, Backend):
         self._plans: dict[Any, Any] = {}
         self._conv_plans = {}
 
+    @property
+    def number(self) -> int:  # type: ignore[override]
+        return self.device.number
+
     def plan(self, make: Callable[..., Any], *key: Any) -> Any:
         """make(device, *key), made once for each key."""
-        full = make, *key
+        full = make, self.device.number, *key
         found = self._plans.get(full)
         if found is None:
             found = make(self.device, *key)

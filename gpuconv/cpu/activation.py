@@ -4,14 +4,13 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.cpu.device import NAMES
 from gpuconv.kernels.cpu.activation import elementwise
 from gpuconv.reference.activation import Activation
 from gpuconv.reference.conv import is_channels_last
 
 Array = Any
 FEW = 1 << 13  # numbers of a sum below which NumPy has done before a kernel begins
-# By dtype, which is not its name: that does not say the order of bytes.
-NAMES = {np.dtype(name): name for name in ("float32", "float64")}
 
 
 class CpuActivation(Activation):
@@ -52,7 +51,7 @@ class CpuActivation(Activation):
 
 def _dense(x: Array) -> bool:
     """True if the kernels take it: floating point, NCHW or channels-last, not empty."""
-    if x.dtype not in NAMES or not x.size:
+    if x.dtype not in NAMES or not x.size or isinstance(x, np.ma.MaskedArray):
         return False
     return bool(x.flags.c_contiguous) or (x.ndim > 2 and is_channels_last(x))
 

@@ -12,15 +12,16 @@ Nothing is timed here, so the choice is the same every time. Problems with one s
 those of two whose height is 1; padding of other modes than zeros is array code.
 """
 
-import weakref
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from gpuconv.constant import CONSTANTS
 from gpuconv.cpu import thresholds
+from gpuconv.cpu.device import NAMES
 from gpuconv.errors import ArgumentError
 from gpuconv.kernels.cpu import (
     bias,
@@ -33,13 +34,11 @@ from gpuconv.kernels.cpu import (
 )
 from gpuconv.kernels.cpu.plan import Packed
 from gpuconv.planned import Plan, Planned, padded
-from gpuconv.precision import get_float32_precision
 from gpuconv.shapes import ConvSpec
 
 Array = Any
 ALGORITHMS = ("depthwise", "gemm", "winograd", "direct", "im2col")
 PASSES = ("forward", "grad_input", "grad_weight")
-DTYPES = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,9 @@ def obstacle(algorithm: str, spec: ConvSpec, dtype: Any, which: str, precision: 
         return ""
     if not prod(spec.x_shape):
         return "the batch is empty"
-    if dtype.name not in DTYPES or not dtype.isnative:
-        return f"it computes {' and '.join(DTYPES)} in the machine's byte order, not {dtype!r}"
+    if dtype not in NAMES:
+        known = " and ".join(NAMES.values())
+        return f"it computes {known} in the machine's byte order, not {dtype!r}"
     if spec.nd > 2:
         return f"it takes images and sequences, not {spec.nd} spatial axes"
     if algorithm == "winograd" and precision == "highest":
@@ -104,6 +104,9 @@ def obstacle(algorithm: str, spec: ConvSpec, dtype: Any, which: str, precision: 
             f"it takes 1x1 kernels without padding and groups, not {spec.kernel} with padding "
             f"{spec.padding} and {spec.groups} groups"
         )
+    plain = spec.kernel[-2:] == (3, 3) and set(spec.stride) | set(spec.dilation) == {1}
+    if algorithm == "winograd" and plain and spec.groups == 1 and dtype.name == "float32":
+        return "it would be less exact than four times plain sums' error with so few numbers"
     if algorithm == "winograd":
         return (
             f"it takes float32 and 3x3 kernels at stride and dilation 1 without groups, not "
@@ -139,31 +142,6 @@ def choose(spec: ConvSpec, dtype: Any, which: str, precision: str, algo: str = "
     return Choice("direct", f"the general kernel; winograd cannot take it: {reason}")
 
 
-class Constants:
-    """A plan that packs a weight that cannot change once, and keeps that as long as the weight.
-
-    Such a weight owns its memory and is read-only, as those of `gpuconv.nn.fold` are.
-    """
-
-    def __init__(self, plan: Packed) -> None:
-        self.plan = plan
-        self.packed: dict[int, tuple[weakref.ref[Any], Any]] = {}
-
-    def __call__(self, x: Array, w: Array, *others: Any) -> None:
-        if w.flags.writeable or not w.flags.owndata:
-            self.plan(x, w, *others)
-            return
-        number = id(w)
-        found = self.packed.get(number)
-        if found is None:
-            gone = partial(self._forget, number)
-            found = self.packed[number] = weakref.ref(w, gone), self.plan.pack(w)
-        self.plan.compute(x, found[1], *others)
-
-    def _forget(self, number: int, _: Any) -> None:
-        self.packed.pop(number, None)
-
-
 class CpuConv(Planned):
     """The convolution part of `CpuBackend`."""
 
@@ -171,16 +149,24 @@ class CpuConv(Planned):
     plan: Any
 
     def _forward(
-        self, spec: ConvSpec, dtype: Any, last: bool, bias: bool, add: bool, relu: bool, algo: str
+        self,
+        spec: ConvSpec,
+        dtype: Any,
+        last: bool,
+        bias: bool,
+        add: bool,
+        relu: bool,
+        algo: str,
+        precision: str,
     ) -> Plan:
-        choice = choose(spec, dtype, "forward", get_float32_precision(), algo)
+        choice = choose(spec, dtype, "forward", precision, algo)
         base = self._plain()
         if choice.algorithm == "im2col":
             return lambda x, w, b, add=None: base.conv(spec, x, w, b, add=add, relu=relu)
         make = kernels(choice.algorithm, "forward").forward
         run = make(self.device, flat(spec), dtype.name, last, bias, add, relu)
         if isinstance(run, Packed):
-            run = Constants(run)
+            run = _constant(run)
         pads, mode = spec.padding, spec.padding_mode
 
         def conv(x: Array, w: Array, b: Array | None, add: Array | None = None) -> Array:
@@ -192,10 +178,12 @@ class CpuConv(Planned):
 
         return conv
 
-    def _grad_input(self, spec: ConvSpec, dtype: Any, last: bool, algo: str) -> Plan:
+    def _grad_input(
+        self, spec: ConvSpec, dtype: Any, last: bool, algo: str, precision: str
+    ) -> Plan:
         if spec.padding_mode != "zeros":
             return self._folded(spec, algo)
-        choice = choose(spec, dtype, "grad_input", get_float32_precision(), algo)
+        choice = choose(spec, dtype, "grad_input", precision, algo)
         base = self._plain()
         if choice.algorithm == "im2col":
             return lambda gy, w: base.conv_grad_input(spec, gy, w)
@@ -210,9 +198,9 @@ class CpuConv(Planned):
         return grad_input
 
     def _grad_weight(
-        self, spec: ConvSpec, dtype: Any, last: bool, gy_last: bool, algo: str
+        self, spec: ConvSpec, dtype: Any, last: bool, gy_last: bool, algo: str, precision: str
     ) -> Plan:
-        choice = choose(spec, dtype, "grad_weight", get_float32_precision(), algo)
+        choice = choose(spec, dtype, "grad_weight", precision, algo)
         base = self._plain()
         if choice.algorithm == "im2col":
             return lambda gy, x: base.conv_grad_weight(spec, gy, x)
@@ -233,9 +221,23 @@ class CpuConv(Planned):
 
     def bias_gradient(self, gy: Array) -> Array:
         gy, last = self.dense(gy)
-        if gy.dtype.name not in DTYPES or not gy.size:
+        name = NAMES.get(gy.dtype)
+        if name is None or not gy.size:
             return super().bias_gradient(gy)
-        key = gy.shape[0], gy.shape[1], prod(gy.shape[2:]), gy.dtype.name, last
+        key = gy.shape[0], gy.shape[1], prod(gy.shape[2:]), name, last
         gb = np.empty(gy.shape[1:2], gy.dtype)
         self.plan(bias.bias_gradient, *key)(gy, gb)
         return gb
+
+
+def _constant(plan: Packed) -> Plan:
+    """`plan`, which packs a weight that is a constant only once."""
+
+    def run(x: Array, w: Array, *others: Any) -> None:
+        packed = CONSTANTS.derived(w, plan, plan.pack)
+        if packed is None:
+            plan(x, w, *others)
+        else:
+            plan.compute(x, packed, *others)
+
+    return run

@@ -12,6 +12,8 @@ from gpuconv.kernels.cpu import compiler
 from gpuconv.kernels.cpu.compiler import Kernel
 
 Array = Any
+# By dtype, which is not its name: that does not say the order of bytes.
+NAMES = {np.dtype(name): name for name in ("float32", "float64")}
 Run = Callable[..., None]
 _NOTHING = (ctypes.c_int64 * (compiler.OBJECT // 8 + 1))()
 NOTHING = ctypes.addressof(_NOTHING)  # as an array whose data lies at address 0
@@ -24,7 +26,11 @@ class Device:
     """This processor."""
 
     xp = np
-    number = 0
+
+    @property
+    def number(self) -> int:
+        """Plans are for one instruction set."""
+        return compiler.current().vector
 
     @property
     def threads(self) -> int:

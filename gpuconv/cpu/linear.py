@@ -1,8 +1,9 @@
-"""The linear layer of `CpuBackend`: matrix products by `kernels.cpu.gemm`, the bias with them."""
+"""The linear layer of `CpuBackend`: products by `kernels.cpu.gemm` and `dot`, with the bias."""
 
 from dataclasses import replace
 from typing import Any
 
+from gpuconv.kernels.cpu import dot
 from gpuconv.kernels.cpu.gemm import COLUMN, ROW
 from gpuconv.kernels.cpu.gemm_plan import SMALL, Product, cut, product
 from gpuconv.reference.linear import Linear
@@ -14,9 +15,12 @@ NAMES = {"f": "float32", "d": "float64"}  # by dtype.char; dtype.name takes a mi
 def forward(device: Any, rows: int, inside: int, outside: int, dtype: str, bias: bool) -> Any:
     """y (rows, out) of x (rows, in), w (out, in), b.
 
-    Either x is read as numbers and w turned over into panels, or, where that would be much of the
-    work, the other way round, and y is turned over at the end.
+    One row or two are dot products. Otherwise, either x is read as numbers and w turned over into
+    panels, or, where that would be much of the work, the other way round, and y is turned over at
+    the end.
     """
+    if rows <= dot.MOST_ROWS:
+        return dot.forward(device, rows, inside, outside, dtype)
     by_row = Product(
         m=rows, n=outside, k=inside, a_row=inside, a_k=1, b_k=1, b_n=inside, c_row=outside,
         bias=COLUMN if bias else 0,

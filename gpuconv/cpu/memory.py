@@ -8,13 +8,17 @@ block is gone, the block is free again. What is kept unused is bounded.
 import ctypes
 import logging
 import mmap
+import os
 import threading
 import weakref
-from functools import lru_cache, partial
+from collections import deque
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 import numpy as np
+
+from gpuconv.constant import CONSTANTS
 
 SMALL = 1 << 16  # bytes below which malloc is quick enough
 ALIGN = 64
@@ -28,12 +32,14 @@ class Pool:
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
-        self.free: dict[int, list[Any]] = {}
+        self.free: dict[int, list[Any]] = {}  # by size, the size used last at the end
         self.held = 0  # bytes of free blocks
-        # The collector may free an array, and call `_back`, while its thread is inside: hence R.
+        self.lent: dict[int, tuple[weakref.ref[Any], Any, int]] = {}
+        # Of arrays that are gone, their weak references. The collector appends to it, at any moment
+        # and in any thread: one step of C, which nothing interrupts and which takes no lock.
+        self.returned: deque[Any] = deque()
         self.lock = threading.RLock()
         self.releases = 0
-        self.lent: dict[int, tuple[weakref.ref[Any], Any, int]] = {}
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An uninitialised C-contiguous array, at a multiple of 64 bytes if it is large."""
@@ -44,31 +50,47 @@ class Pool:
         size = _class(needed)
         block = None
         with self.lock:
+            if self.returned:
+                self._take_back()
             blocks = self.free.get(size)
             if blocks:
                 block = blocks.pop()
                 self.held -= size
         if block is None:
-            block = _block(size)
+            try:
+                block = _block(size)
+            except MemoryError:
+                self.release()
+                block = _block(size)
         array = np.ndarray(shape, kind, buffer=block)
-        number = id(array)
-        self.lent[number] = weakref.ref(array, partial(self._back, number)), block, size
+        gone = weakref.ref(array, self.returned.append)
+        self.lent[id(gone)] = gone, block, size
         return array
 
-    def _back(self, number: int, _: Any) -> None:
-        _, block, size = self.lent.pop(number)
-        with self.lock:
-            if self.held + size <= self.most:
-                self.held += size
-                self.free.setdefault(size, []).append(block)
+    def _take_back(self) -> None:
+        """Sort what came back; give up the sizes used least lately where it is too much."""
+        while self.returned:
+            _, block, size = self.lent.pop(id(self.returned.popleft()))
+            self.free[size] = [*self.free.pop(size, []), block]
+            self.held += size
+        while self.held > self.most:
+            size = next(size for size, blocks in self.free.items() if blocks)
+            self.free[size].pop(0)
+            self.held -= size
 
     def release(self) -> int:
         """Give all free blocks back to the system; how many bytes they had."""
         with self.lock:
-            total, self.held = self.held, 0
+            self._take_back()
+            total = sum(size * len(blocks) for size, blocks in self.free.items())
             self.free.clear()
+            self.held = 0
             self.releases += 1  # scratch arrays are given up when they are asked for next
         return total
+
+    def renew(self) -> None:
+        """In a forked child: a lock of its own."""
+        self.lock = threading.RLock()
 
 
 @lru_cache(maxsize=4096)
@@ -88,7 +110,10 @@ def _block(size: int) -> Any:
     if size < PAGE or not hasattr(mmap, "MAP_PRIVATE"):
         raw: Any = np.empty(size + ALIGN, dtype=np.uint8)
         return (ctypes.c_char * size).from_buffer(raw, -raw.ctypes.data % ALIGN)
-    pages = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, size + PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"no {size} bytes for a result on the CPU ({error.strerror})") from None
     start = -ctypes.addressof(ctypes.c_char.from_buffer(pages)) % PAGE
     if hasattr(mmap, "MADV_HUGEPAGE"):
         try:
@@ -119,6 +144,17 @@ POOL = Pool()
 SCRATCH = Scratch()
 
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=POOL.lock.acquire, after_in_parent=POOL.lock.release, after_in_child=POOL.renew
+    )
+
+
 def release_memory() -> int:
-    """Return the memory that gpuconv keeps for results on the CPU to the system; bytes of it."""
+    """Return the memory that gpuconv keeps for results on the CPU to the system; bytes of it.
+
+    Scratch memory follows when a thread next needs some, and weights that were rearranged for
+    inference are rearranged again; neither is counted.
+    """
+    CONSTANTS.release()
     return POOL.release()

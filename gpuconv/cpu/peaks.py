@@ -9,7 +9,7 @@ import numpy as np
 from gpuconv.cpu.device import DEVICE
 from gpuconv.cpu.team import get_num_threads
 from gpuconv.kernels.cpu import peak
-from gpuconv.kernels.cpu.compiler import current
+from gpuconv.kernels.cpu.compiler import Isa, current
 
 TRIES = 5
 DEPTH, STEPS = 128, 200  # of a task of products: some 0.1 ms
@@ -18,13 +18,13 @@ COPIED = 1 << 26  # bytes read, and as many written
 
 def peaks() -> tuple[float, float, int]:
     """(float32 FLOP a second, GB read and written a second, threads); some 50 milliseconds once."""
-    return _measured(get_num_threads())
+    return _measured(get_num_threads(), current())
 
 
 @cache
-def _measured(threads: int) -> tuple[float, float, int]:
+def _measured(threads: int, isa: Isa) -> tuple[float, float, int]:
     rows, vectors = peak.tile_of()
-    columns = vectors * current().vector // 4
+    columns = vectors * isa.vector // 4
     tasks = 16 * threads
     a, b, sums = (
         np.ones(shape, np.float32)

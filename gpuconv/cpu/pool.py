@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.cpu.activation import NAMES
+from gpuconv.cpu.device import NAMES
 from gpuconv.kernels.cpu import pool, pool_last, pool_plane
 from gpuconv.reference.conv import is_channels_last
 from gpuconv.reference.pool import Pool

@@ -11,6 +11,7 @@ and a fork is harmless: the child begins with none.
 
 import atexit
 import ctypes
+import logging
 import os
 import threading
 from functools import cache
@@ -35,7 +36,7 @@ class Team:
         self.address = self.state.ctypes.data
         self.call = _FOR_RUN(compiler.function(threads.RUN))
         self.spare = ctypes.addressof(_SPARE)
-        self.busy = threading.Lock()  # held by whoever has the helpers
+        self.growing = threading.Lock()
         self.helpers: list[Helper] = []
 
     def run(self, function: int, tasks: int, block: bytes, limit: int) -> None:
@@ -44,30 +45,32 @@ class Team:
         Where another thread has the helpers, the caller computes alone: with the same result.
         """
         count = min(tasks, limit)
-        if count < 2 or not self.busy.acquire(blocking=False):
-            self.call(self.spare, self.spare, self.address, function, tasks, 1, block)
-            return
-        try:
-            while len(self.helpers) < count - 1:
-                self.helpers.append(Helper(self, len(self.helpers) + 1))
+        if count > 1:
+            if len(self.helpers) < count - 1:
+                count = self._grown(count)
             for helper in self.helpers[: count - 1]:
                 if helper.asleep:
                     helper.wake()
-            self.call(self.spare, self.spare, self.address, function, tasks, count, block)
-        finally:
-            self.busy.release()
+        self.call(self.spare, self.spare, self.address, function, tasks, count, block)
+
+    def _grown(self, count: int) -> int:
+        """How many threads there are, of `count` that are wanted."""
+        with self.growing:
+            try:
+                while len(self.helpers) < count - 1:
+                    self.helpers.append(Helper(self, len(self.helpers) + 1))
+            except RuntimeError as error:  # the system, or an ending interpreter, gives no more
+                _few(len(self.helpers) + 1, str(error))
+            return min(count, len(self.helpers) + 1)
 
     def stop(self) -> None:
         """End the helpers."""
-        with self.busy:
-            self.state[threads.STOP] = 1
-            for helper in self.helpers:
-                helper.stopped = True
-                helper.gate.release()
-            for helper in self.helpers:
-                helper.thread.join(1.0)
-            self.helpers.clear()
-            self.state[threads.STOP] = 0
+        self.state[threads.STOP] = 1
+        for helper in self.helpers:
+            helper.stopped = True
+            helper.gate.release()
+        for helper in self.helpers:
+            helper.thread.join(1.0)
 
 
 class Helper:
@@ -102,6 +105,7 @@ class Helper:
 
 _SPARE = (ctypes.c_int64 * 8)()
 _count: int | None = None
+_log = logging.getLogger("gpuconv")
 
 
 def get_num_threads() -> int:
@@ -130,12 +134,18 @@ def team() -> Team:
 
 @cache
 def _default() -> int:
-    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if given.isdigit() and int(given):
-        return int(given)
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if given.isascii() and given.isdigit() and int(given):
+        return min(int(given), threads.MOST)
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return min(len(os.sched_getaffinity(0)), threads.MOST)
+    return min(os.cpu_count() or 1, threads.MOST)
+
+
+@cache
+def _few(count: int, why: str) -> None:
+    """Say once that there are fewer threads than were asked for."""
+    _log.warning("CPU kernels run on %d threads: %s", count, why)
 
 
 @atexit.register

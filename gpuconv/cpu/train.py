@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.cpu.device import NAMES
 from gpuconv.cpu.team import get_num_threads
 from gpuconv.kernels.cpu import loss, norm, step as steps
 from gpuconv.reference.conv import is_channels_last
@@ -12,8 +13,6 @@ from gpuconv.reference.norm import Norm
 from gpuconv.reference.step import Step
 
 Array = Any
-# By dtype, which is not its name: that does not say the order of bytes.
-NAMES = {np.dtype(name): name for name in ("float32", "float64")}
 
 
 class CpuTrain(Norm, Loss, Step):

@@ -138,7 +138,15 @@ class CudaConv(Planned):
             self._grad_weight(spec, dtype, last, last, algo)
 
     def _forward(
-        self, spec: ConvSpec, dtype: Any, last: bool, bias: bool, add: bool, relu: bool, algo: str
+        self,
+        spec: ConvSpec,
+        dtype: Any,
+        last: bool,
+        bias: bool,
+        add: bool,
+        relu: bool,
+        algo: str,
+        precision: str = "high",
     ) -> Callable[..., Array]:
         choice = choose(spec, dtype, "forward", self.device.sms, algo)
         base = self._plain()
@@ -171,7 +179,9 @@ class CudaConv(Planned):
 
         return conv
 
-    def _grad_input(self, spec: ConvSpec, dtype: Any, last: bool, algo: str) -> Any:
+    def _grad_input(
+        self, spec: ConvSpec, dtype: Any, last: bool, algo: str, precision: str = "high"
+    ) -> Any:
         if spec.padding_mode != "zeros":
             return self._folded(spec, algo)
         choice = choose(spec, dtype, "grad_input", self.device.sms, algo)
@@ -199,7 +209,13 @@ class CudaConv(Planned):
         return grad_input
 
     def _grad_weight(
-        self, spec: ConvSpec, dtype: Any, last: bool, gy_last: bool, algo: str
+        self,
+        spec: ConvSpec,
+        dtype: Any,
+        last: bool,
+        gy_last: bool,
+        algo: str,
+        precision: str = "high",
     ) -> Callable[..., Array]:
         choice = choose(spec, dtype, "grad_weight", self.device.sms, algo)
         base = self._plain()

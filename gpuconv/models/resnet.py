@@ -111,8 +111,8 @@ class ResNet(nn.Module):
         """The same network for inference; see `gpuconv.nn.fold`."""
         stages = [nn.fold(getattr(self, f"layer{i + 1}")) for i in range(self.stages)]
         stem = nn.FusedConv2d.of(self.conv1, self.bn1, relu=True)
-        ends = self.avgpool, nn.Flatten(), nn.fold(self.fc)
-        return nn.Sequential(stem, self.maxpool, *stages, *ends)
+        ends = nn.fold(self.avgpool), nn.Flatten(), nn.fold(self.fc)
+        return nn.Sequential(stem, nn.fold(self.maxpool), *stages, *ends)
 
 
 def resnet20(num_classes: int = 10, in_channels: int = 3) -> ResNet:

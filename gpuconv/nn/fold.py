@@ -5,12 +5,12 @@ before it can do that itself: its weight times a, its bias times a plus c. ReLU 
 then go into the convolution's own pass over memory (`gpuconv.fused_conv2d`).
 """
 
+import copy
 from typing import Any
-
-import numpy as np
 
 from gpuconv import ops
 from gpuconv.backends import Array
+from gpuconv.constant import CONSTANTS
 from gpuconv.errors import ArgumentError
 from gpuconv.nn.activation import ReLU
 from gpuconv.nn.container import Identity, Sequential
@@ -22,14 +22,12 @@ from gpuconv.nn.norm import BatchNorm2d
 class FusedConv2d(Module):
     """relu(conv2d(x) + residual) with a constant weight and bias, made by `fold`; for inference.
 
-    The arrays cannot be written to, so that a backend may rearrange them once for all calls.
+    The weight cannot be written to, so that a backend may rearrange it once for all calls. (One
+    that `load_state_dict` or `copy` puts in its place is rearranged in each call.)
     """
 
     def __init__(self, weight: Array, bias: Array | None, options: Any, relu: bool) -> None:
-        for array in (weight, bias):
-            if isinstance(array, np.ndarray):
-                array.flags.writeable = False
-        self.weight = Buffer(weight)
+        self.weight = Buffer(CONSTANTS.add(weight))
         self.bias = None if bias is None else Buffer(bias)
         self.options, self.relu = options, relu
 
@@ -73,7 +71,7 @@ def fold(model: Module) -> Module:
 
     In a `Sequential` a BatchNorm2d and a ReLU go into the Conv2d before them; a module with a
     method `fold` (the residual networks of `gpuconv.models`) says itself what becomes of it; others
-    stay, and are shared with `model`. ArgumentError in training mode, whose results are others.
+    are copied. ArgumentError in training mode, whose results are others.
     """
     if any(isinstance(module, BatchNorm2d) and module.training for module in model.modules()):
         raise ArgumentError("fold: the model is in training mode; call .eval() on it first")
@@ -81,11 +79,11 @@ def fold(model: Module) -> Module:
     if own is not None:
         folded: Module = own()
         return folded.eval()
-    if isinstance(model, Sequential):
+    if type(model) is Sequential:
         return _sequential(model).eval()
-    if isinstance(model, Conv2d):
+    if type(model) is Conv2d:
         return FusedConv2d.of(model).eval()
-    return model
+    return copy.deepcopy(model).eval()
 
 
 def _sequential(model: Sequential) -> Sequential:
@@ -95,12 +93,12 @@ def _sequential(model: Sequential) -> Sequential:
     while i < len(layers):
         layer = layers[i]
         i += 1
-        if isinstance(layer, Conv2d):
+        if type(layer) is Conv2d:  # one derived of it may compute something else
             norm = layers[i] if i < len(layers) else None
-            if not isinstance(norm, BatchNorm2d) or norm.running_mean is None:
+            if type(norm) is not BatchNorm2d or norm.running_mean is None:
                 norm = None
             i += norm is not None
-            relu = i < len(layers) and isinstance(layers[i], ReLU)
+            relu = i < len(layers) and type(layers[i]) is ReLU
             i += relu
             found.append(FusedConv2d.of(layer, norm, relu))
         else:

@@ -209,7 +209,7 @@ def _key(
 
 
 def _remember(key: Any, which: str, be: Backend, spec: ConvSpec, algo: str, *arrays: Any) -> None:
-    remember(be.calls, key, (spec, spec.macs, be.prepared(which, spec, algo, *arrays)))
+    remember(be.calls, key, (spec, spec.macs, be.prepared(which, spec, algo, key[1], *arrays)))
 
 
 def _conv(nd: int, x: Any, weight: Any, bias: Any, algo: str, options: tuple[Any, ...]) -> Any:

@@ -53,8 +53,8 @@ def check_algo(algo: str) -> None:
     """ArgumentError unless array code can do it."""
     if algo not in ("auto", "im2col"):
         raise ArgumentError(
-            f"algo={algo!r} is unknown here; NumPy arrays are computed by 'im2col', or 'auto'; "
-            f"kernels take them inside `with gpuconv.backend('emulated')`"
+            f"algo={algo!r} is unknown here; array code computes by 'im2col', or 'auto'; kernels "
+            f"take NumPy arrays inside `with gpuconv.backend('cpu')`"
         )
 
 

@@ -14,6 +14,7 @@ annotations (`F32`, `I64`, ...) are the types of the others, which `pack` puts i
 memory. Every call of one kernel with other tasks may run at the same time on another thread.
 """
 
+import atexit
 import hashlib
 import inspect
 import json
@@ -233,7 +234,10 @@ def cache_folder() -> Path:
     """Where compiled kernels are kept."""
     if given := os.environ.get("GPUCONV_CACHE"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuconv"
+    given = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if not os.path.isabs(given):  # nobody's home
+        given = os.path.join(tempfile.gettempdir(), f"gpuconv-{os.getuid()}")
+    return Path(given) / "gpuconv"
 
 
 def write(path: Path, key: str, code: Code) -> None:
@@ -310,7 +314,9 @@ def _machine(isa: Isa) -> Any:
 @cache
 def _engine() -> Any:
     llvm = _llvm()
-    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), _new_machine())
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _new_machine())
+    atexit.register(engine.detach)  # it would be freed after what frees it
+    return engine
 
 
 def _new_machine() -> Any:

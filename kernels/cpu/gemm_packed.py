@@ -3,22 +3,22 @@
                        w: panels of `vectors` registers of output channels, packed once
                       +----+----+--
                       |    |    |          a task: some tiles of pixels, some panels
-       x[pixels, C]   |    |    |            for each panel:
-      +---------+     +----+----+--            for each tile of pixels: a loop of `outer` over C,
- rows |=========|     | tile    |                while the next panel comes into the second cache
-      +---------+     +----+----+--
+       x[pixels, C]   |    |    |            for each panel, each block of channels:
+      +---------+     +----+----+--            for each tile of pixels: a loop of `outer`, while
+ rows |=========|     | tile    |                the next block comes into the second cache, then
+      +---------+     +----+----+--              add the sums of the blocks before
       |         |     |         |            y[pixels, K]
 
 Pixels are the rows of the tile in both memory formats, since their number (7 x 7, 14 x 14) often
 fills no vectors, where channels do. In channels-last memory that is how y lies; from NCHW, x is
 read down its columns, and tiles are turned over in squares of registers before they are stored.
-Sums over more than `DEPTH` channels are made of partial sums of so many. With a stride, a launch
-before this one brings the used pixels together. A last tile that does not fit reaches back over
-pixels that another has too, and stores the same bits.
+Sums are made of partial sums over the channels of a block. With a stride, a launch before this one
+brings the used pixels together. A last tile that does not fit reaches back over pixels that another
+has too, and stores the same bits.
 """
 
 from collections.abc import Callable
-from math import prod
+from dataclasses import dataclass
 from typing import Any
 
 from gpuconv.kernels.cpu.compiler import I64, Data, Kernel, current
@@ -181,9 +181,7 @@ def _pack(dtype: str, vectors: int) -> Callable[..., None]:
     wide = vectors * lanes(dtype)
     turned = packers(dtype, 1, vectors)[2]
 
-    def pack(
-        task: I64, thread: I64, w: Data, to: Data, n: I64, k: I64, panel_size: I64
-    ) -> None:
+    def pack(task: I64, thread: I64, w: Data, to: Data, n: I64, k: I64, panel_size: I64) -> None:
         j = task * wide
         turned(to + task * panel_size, w + j * k, k, k, min(n - j, wide))
 
@@ -191,7 +189,7 @@ def _pack(dtype: str, vectors: int) -> Callable[..., None]:
 
 
 def _gather(dtype: str) -> Callable[..., None]:
-    from gpuconv.kernels.cpu.vector import load_part, lanes, store_part
+    from gpuconv.kernels.cpu.vector import lanes, load_part, store_part
 
     count = lanes(dtype)
 
@@ -246,12 +244,11 @@ def _blocks(m: int, n: int, k: int, batch: int, tile: tuple[int, int], lanes: in
     return found
 
 
+@dataclass(frozen=True)
 class Either(Packed):
     """A weight that changes is not packed beforehand: `plain` does its packing within its tasks."""
 
-    def __init__(self, pack: Any, compute: Any, plain: Callable[..., None]) -> None:
-        super().__init__(pack, compute)
-        object.__setattr__(self, "plain", plain)
+    plain: Callable[..., None]
 
     def __call__(self, x: Array, w: Array, *others: Any) -> None:
         self.plain(x, w, *others)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from gpuconv.kernels.cpu.compiler import current
+from gpuconv.kernels.cpu.compiler import Isa, current
 from gpuconv.kernels.cpu.gemm import (
     IN_PLACE,
     PIXELS,
@@ -94,10 +94,13 @@ def _step(rows: int, vectors: int) -> float:
     return max(rows * vectors / 2, (rows + vectors) / 2, 4.0) + 0.6
 
 
-@cache
 def cut(p: Product, dtype: str) -> Cut:
     """The quickest, by the model."""
-    isa = current()
+    return _cut(p, dtype, current())
+
+
+@cache
+def _cut(p: Product, dtype: str, isa: Isa) -> Cut:
     lanes = isa.vector // (4 if dtype == "float32" else 8)
     tiles = [(r, v) for r, v in TILES[isa.registers] if r <= p.m]
     best = None

@@ -27,7 +27,7 @@ from gpuconv.kernels.cpu.gemm_plan import Product, product
 Array = Any
 Run = Callable[..., None]
 SMALL_IMAGE = 1024  # pixels below which NCHW images are put side by side
-FEW_PIXELS = 800  # of an NCHW image: vectors along the channels, if the weight is packed
+FEW_PIXELS = 400  # of an NCHW image: vectors along the channels, if the weight is packed
 
 
 def supports(spec: Any, dtype: str, which: str) -> bool:

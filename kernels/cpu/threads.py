@@ -5,7 +5,8 @@ share of the tasks and then those that others have not begun, closes the job, an
 threads that are inside. `serve`, of a helping thread, joins when a job is open; after a job it
 stays awake for a while, for the next one is usually close, and then returns to sleep. A thread that
 wakes too late finds the job closed: the one that computes never waits for a thread that has not
-begun, so that a machine with fewer processors than threads, or a busy one, costs little.
+begun, so that a machine with fewer processors than threads, or a busy one, costs little. Of several
+that compute at the same time one has the helpers, and the others do all of their tasks themselves.
 
 Shares are parts in a row, the same for each job of as many tasks: what a thread wrote in one job is
 in its own cache in the next. Taken in turn by whoever is free, half of it would be in another's.
@@ -17,7 +18,7 @@ from typing import Any
 from gpuconv.kernels.cpu.compiler import I64, I64P, Kernel
 
 # Places in the shared numbers, a cache line apart where several threads write.
-EPOCH, OPEN, INSIDE, STOP, JOB, SHARES = 0, 8, 16, 24, 32, 40
+EPOCH, OPEN, INSIDE, STOP, JOB, BUSY, SHARES = 0, 8, 16, 24, 32, 40, 48
 FUNCTION, BLOCK, TASKS, LIMIT = range(JOB, JOB + 4)
 MOST = 1024  # threads
 SIZE = SHARES + 8 * MOST
@@ -59,7 +60,13 @@ def _run() -> Callable[..., None]:
     work = _work()
 
     def run(state: I64P, function: I64, tasks: I64, limit: I64, block: I64) -> None:
-        if limit < 2 or tasks < 2:
+        # Taken here and not in Python, where an interrupt could come between taking and releasing.
+        mine = False
+        if limit > 1 and tasks > 1:
+            mine = fetch_add(state, BUSY, 1) == 0
+            if not mine:
+                fetch_add(state, BUSY, -1)
+        if not mine:
             for task in range(tasks):
                 call(function, task, 0, block)
             return
@@ -79,6 +86,7 @@ def _run() -> Callable[..., None]:
             turns += 1
             if turns > PATIENCE:
                 give_way()
+        fetch_add(state, BUSY, -1)
 
     return run
 

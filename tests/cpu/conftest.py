@@ -10,6 +10,7 @@ from gpuconv.backends import Backend
 from gpuconv.cpu.device import DEVICE
 from gpuconv.cpu.team import get_num_threads, set_num_threads
 from gpuconv.kernels.cpu import compiler
+from gpuconv.kernels.cpu.plan import Packed
 from gpuconv.shapes import ConvSpec
 from gpuconv.testing import assert_within_budget
 
@@ -138,3 +139,20 @@ def check_conv(
         assert np.abs(result - exact).max() <= 1e-12 * np.abs(exact).max()
     else:
         assert_within_budget(result, truth("float32"), exact)
+
+
+def check_packed(kernels: Any, spec: ConvSpec, last: bool, dtype: str = "float32") -> None:
+    """A forward plan whose weight is packed once and used twice: the bits of the plain call."""
+    plan = kernels.forward(DEVICE, spec, dtype, last, True, False, True)
+    assert isinstance(plan, Packed)
+    form = channels_last if last else np.ascontiguousarray
+    x, other = (form(numbers(i, *spec.x_shape).astype(dtype)) for i in (0, 1))
+    w, b = numbers(2, *spec.w_shape).astype(dtype), numbers(3, spec.w_shape[0]).astype(dtype)
+    packed = plan.pack(w)
+    before = packed.copy()
+    for image in (x, other, x):
+        plain, result = (guarded(spec.y_shape, dtype, last)[0] for _ in range(2))
+        plan(image, w, b, None, plain)
+        plan.compute(image, packed, b, None, result)
+        np.testing.assert_array_equal(plain, result)
+    assert before.tobytes() == packed.tobytes(), "computing changed the weight"

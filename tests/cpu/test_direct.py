@@ -6,7 +6,7 @@ import pytest
 
 from gpuconv.kernels.cpu import direct
 from gpuconv.shapes import ConvSpec
-from tests.cpu.conftest import check_conv
+from tests.cpu.conftest import check_conv, check_packed
 
 PASSES = ("forward", "grad_input")
 FORMATS = pytest.mark.parametrize("last", [False, True], ids=["NCHW", "NHWC"])
@@ -75,6 +75,17 @@ def test_float64(isa: str, name: str, which: str) -> None:
         options = {"bias": True, "add": True, "relu": True}
     for last in (False, True):
         check_conv(direct, which, SPECS[name], last, "float64", **options)
+
+
+@FORMATS
+@pytest.mark.parametrize("name", ["3x3", "stride 2", "one number", "all at once", "deep"])
+def test_weights_packed_beforehand(isa: str, name: str, last: bool) -> None:
+    check_packed(direct, SPECS[name], last)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weights_packed_beforehand_for_many_tasks(dtype: str) -> None:
+    check_packed(direct, S((2, 20, 40, 40), (70, 20, 3, 3), 2, 1), False, dtype)
 
 
 def test_takes_images_only() -> None:

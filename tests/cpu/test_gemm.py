@@ -79,7 +79,7 @@ def test_parts_of_k() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize("rows", [1, 2, 3, 64])
 @pytest.mark.parametrize(
     ("inside", "outside"), [(1, 1), (400, 120), (84, 10), (33, 257), (2048, 65)]
 )
@@ -114,3 +114,13 @@ def test_not_a_number_and_infinity_propagate() -> None:
     run(x, w, None, y)
     with np.errstate(invalid="ignore"):
         np.testing.assert_array_equal(y, REFERENCE.linear(x, w, None))
+
+
+@pytest.mark.parametrize("outside", [1, 3, 4, 5, 130, 257])
+def test_few_rows(isa: str, outside: int) -> None:
+    for inside in (1, 15, 16, 17, 100):
+        x, w, b = numbers(0, 2, inside), numbers(1, outside, inside), numbers(2, outside)
+        given = tuple(a.astype(np.float32) for a in (x, w, b))
+        found = launched(forward, given, (2, outside), False, 2, inside, outside, "float32", True)
+        exact = REFERENCE.linear(*(a.astype(np.float64) for a in given))
+        assert_within_budget(found, REFERENCE.linear(*given), exact)

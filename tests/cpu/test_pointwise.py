@@ -1,8 +1,12 @@
 """1x1 convolutions by matrix products, for every instruction set."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from gpuconv.kernels.cpu import pointwise
+from gpuconv.kernels.cpu.plan import Packed
 from gpuconv.shapes import ConvSpec
 from tests.cpu.conftest import PASSES, check_conv
 
@@ -56,3 +60,41 @@ def test_what_it_does_not_take() -> None:
     assert not pointwise.supports(ConvSpec.infer(x, (4, 2, 1, 1), groups=2), "float32", "forward")
     assert not pointwise.supports(ConvSpec.infer(x, w, padding=1), "float32", "forward")
     assert not pointwise.supports(ConvSpec.infer(x, w), "float16", "forward")
+
+
+class PackedOnce:
+    """The forward pass with a weight that is packed once for two calls, which must agree."""
+
+    __name__ = "packed"
+    supports = staticmethod(pointwise.supports)
+
+    @staticmethod
+    def forward(*key: Any) -> Any:
+        plan = pointwise.forward(*key)
+        assert isinstance(plan, Packed)
+
+        def run(x: Any, w: Any, b: Any, add: Any, y: Any) -> None:
+            packed, first = plan.pack(w), np.empty_like(y)
+            plan.compute(x, packed, b, add, first)
+            plan.compute(x, packed, b, add, y)
+            np.testing.assert_array_equal(first, y)
+
+        return run
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels-last"])
+@pytest.mark.parametrize("rest", [False, True], ids=["alone", "bias, add and relu"])
+@pytest.mark.parametrize("name", ["33 channels", "images side by side", "deep", "stride"])
+def test_weight_packed_once(isa: str, name: str, rest: bool, last: bool) -> None:
+    problem = spec(name)
+    check_conv(PackedOnce, "forward", problem, last, bias=rest, add=rest, relu=rest)
+    if name == "33 channels":
+        check_conv(PackedOnce, "forward", problem, last, "float64", bias=rest, add=rest, relu=rest)
+
+
+@pytest.mark.parametrize("pixels", [(2, 7), (3, 5), (4, 7), (14, 14), (1, 29)])
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels-last"])
+@pytest.mark.parametrize("k", [31, 32, 33, 64, 97])
+def test_packed_tiles(k: int, last: bool, pixels: tuple[int, int]) -> None:
+    problem = ConvSpec.infer((1, 300, *pixels), (k, 300, 1, 1))
+    check_conv(PackedOnce, "forward", problem, last, bias=True, add=True, relu=True)

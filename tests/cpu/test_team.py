@@ -5,14 +5,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 import gpuconv as gc
+from gpuconv.cpu import team
 from gpuconv.cpu.device import DEVICE
 from gpuconv.cpu.team import get_num_threads, set_num_threads
 from gpuconv.errors import ArgumentError
+from gpuconv.kernels.cpu import compiler
 from gpuconv.kernels.cpu.compiler import I64, I64P, Kernel
 
 
@@ -105,6 +108,43 @@ def test_the_default_is_what_openmp_programs_take() -> None:
     code = "import gpuconv; print(gpuconv.get_num_threads())"
     assert run_python(code, OMP_NUM_THREADS="3").stdout.strip() == "3"
     assert run_python(code, OMP_NUM_THREADS="0").stdout.strip() != "0"
+    assert run_python(code, OMP_NUM_THREADS="5000").stdout.strip() == "1024"
+    assert int(run_python(code, OMP_NUM_THREADS="²").stdout) > 0
+
+
+def test_an_interrupt_leaves_the_team_as_it_was() -> None:
+    code = CONV + (
+        "import signal\n"
+        "gc.set_num_threads(2)\n"
+        "before = conv()\n"
+        "def stop(*_): raise KeyboardInterrupt\n"
+        "signal.signal(signal.SIGALRM, stop)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)\n"
+        "count = 0\n"
+        "while count < 60:\n"
+        "    try:\n"
+        "        while True: conv()\n"
+        "    except KeyboardInterrupt: count += 1\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "from gpuconv.cpu.team import team\n"
+        "from gpuconv.kernels.cpu import threads\n"
+        "print(conv() == before, team().state[threads.BUSY], team().state[threads.OPEN])\n"
+    )
+    done = run_python(code)
+    assert done.stdout.split() == ["True", "0", "0"], done.stderr
+
+
+def test_no_more_threads_means_fewer(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    lonely = team.Team()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    seen, spent = np.zeros(9, np.int64), np.empty(9, np.int64)
+    block = compiler.packer(COUNT)(id(seen), id(spent), 10)
+    lonely.run(compiler.function(COUNT), 9, block, 4)
+    assert (seen == 1).all()
+    assert "CPU kernels run on 1 threads: can't start new thread" in caplog.text
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

@@ -10,7 +10,7 @@ from gpuconv.cpu.device import DEVICE
 from gpuconv.kernels.cpu import winograd
 from gpuconv.kernels.cpu.cook_toom import matrices
 from gpuconv.shapes import ConvSpec
-from tests.cpu.conftest import check_conv, numbers
+from tests.cpu.conftest import check_conv, check_packed, numbers
 
 FORMATS = (False, True)
 
@@ -88,6 +88,22 @@ def test_large_batches_in_parts(monkeypatch: pytest.MonkeyPatch, last: bool) -> 
     problem = spec(5, 128, 7, 9, 80)
     check_conv(winograd, "forward", problem, last, bias=True, add=True, relu=True)
     check_conv(winograd, "forward", problem, last)
+
+
+@pytest.mark.parametrize("last", FORMATS)
+@pytest.mark.parametrize(
+    ("n", "c", "k", "side"), [(1, 32, 33, 9), (1, 128, 100, 9), (8, 70, 260, 5), (1, 160, 130, 20)]
+)
+def test_weights_packed_beforehand(isa: str, n: int, c: int, k: int, side: int, last: bool) -> None:
+    """Filters that fit the cache, and that do not."""
+    check_packed(winograd, spec(n, c, side, side, k), last)
+
+
+def test_constant_weights_that_direct_reads_faster() -> None:
+    assert winograd.constant_prefers_direct(spec(1, 512, 7, 7, 512))
+    assert not winograd.constant_prefers_direct(spec(8, 512, 7, 7, 512))
+    assert not winograd.constant_prefers_direct(spec(1, 256, 14, 14, 256))
+    assert not winograd.constant_prefers_direct(spec(1, 32, 7, 7, 32))
 
 
 @pytest.mark.parametrize("which", ["forward", "grad_input"])

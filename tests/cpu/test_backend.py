@@ -64,6 +64,30 @@ def test_channels_last_gives_the_same_numbers(case: Case) -> None:
     assert_agree(*on_cpu(case, images), *run_peer(case, arrays))
 
 
+def test_arrays_in_another_byte_order_are_computed_by_array_code() -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((4, 8, 6, 6)), rng.standard_normal((8, 8, 3, 3))
+    rows, m = rng.standard_normal((5, 8)), rng.standard_normal((7, 8))
+    with gc.backend("cpu") as be:
+        for kind in (">f4", ">f8"):
+            y = [
+                gc.conv2d(x.astype(kind), w.astype(kind)),
+                gc.relu(x.astype(kind)),
+                gc.max_pool2d(x.astype(kind), 2),
+                gc.linear(rows.astype(kind), m.astype(kind)),
+                be.bias_gradient(x.astype(kind)),
+            ]
+            truth = [
+                gc.conv2d(x, w),
+                np.maximum(x, 0),
+                gc.max_pool2d(x, 2),
+                rows @ m.T,
+                x.sum(axis=(0, 2, 3)),
+            ]
+            for found, exact in zip(y, truth, strict=True):
+                np.testing.assert_allclose(found, exact, rtol=0, atol=2e-5)
+
+
 def overridden() -> set[str]:
     """What CpuBackend computes in its own way."""
     kept = {"prepared", "empty_like_format", "random", "asarray"}

@@ -1,4 +1,4 @@
-"""1x1 convolutions whose weight is packed beforehand: for weights that do not change.
+"""1x1 convolutions whose weight is packed first: once if it is constant, or for many pixels.
 
                        w: panels of `vectors` registers of output channels, packed once
                       +----+----+--
@@ -36,6 +36,7 @@ BLOCK = 32 << 10  # bytes of a panel that all tiles of a task read before the ne
 NEAR = 1 << 20  # bytes of x that a task reads again for every panel
 GATHERED = 1 << 14  # numbers that a task brings together
 SMALL = 100_000  # multiply-adds below which one thread is as quick
+MANY = 2048  # channels-last pixels from which packing a weight in each call is worth it
 
 
 def _multiply(dtype: str, rows: int, vectors: int, last: bool) -> Callable[..., None]:
@@ -188,6 +189,22 @@ def _pack(dtype: str, vectors: int) -> Callable[..., None]:
     return pack
 
 
+def _pack_rows(dtype: str, vectors: int) -> Callable[..., None]:
+    from gpuconv.kernels.cpu.vector import lanes, load_part, store
+
+    count = lanes(dtype)
+    wide = vectors * count
+
+    def pack(task: I64, thread: I64, w: Data, to: Data, n: I64, k: I64, panel_size: I64) -> None:
+        j = task * wide
+        out = to + task * panel_size
+        for i in range(k):
+            for v in range(0, wide, count):
+                store(out + (i * wide + v), load_part(w + (i * n + j + v), n - j - v))
+
+    return pack
+
+
 def _gather(dtype: str) -> Callable[..., None]:
     from gpuconv.kernels.cpu.vector import lanes, load_part, store_part
 
@@ -255,9 +272,18 @@ class Either(Packed):
 
 
 def packed(
-    device: Any, spec: Any, dtype: str, last: bool, relu: bool, plain: Callable[..., None]
+    device: Any,
+    spec: Any,
+    dtype: str,
+    last: bool,
+    relu: bool,
+    plain: Callable[..., None],
+    by_rows: bool = False,
 ) -> Callable[..., None]:
-    """The plan of a 1x1 convolution, whose call with a weight that is not packed is `plain`."""
+    """The plan of a 1x1 convolution, whose call with a weight that is not packed is `plain`.
+
+    With `by_rows` the weight lies transposed, (C, K): as the gradient by input has it.
+    """
     (images, k, h, w), n, (p, q) = spec.x_shape, spec.w_shape[0], spec.y_shape[2:]
     size = 4 if dtype == "float32" else 8
     lanes = current().vector // size
@@ -286,7 +312,11 @@ def packed(
         panel_size=panel_size, relu=int(relu), own=own,
     )  # fmt: skip
     pack = device.prepare(
-        Kernel(f"packed_panels_{vectors}_{dtype}", _pack, (("dtype", dtype), ("vectors", vectors))),
+        Kernel(
+            f"packed_{'rows' if by_rows else 'panels'}_{vectors}_{dtype}",
+            _pack_rows if by_rows else _pack,
+            (("dtype", dtype), ("vectors", vectors)),
+        ),
         _up(n, wide),
         several=n * k >= SMALL,
         n=n, k=k, panel_size=panel_size,
@@ -301,7 +331,7 @@ def packed(
         multiply(x, w, y, b, add)
 
     if spec.stride == (1, 1):
-        return Either(weight, compute, plain)
+        return Packed(weight, compute) if last and m >= MANY else Either(weight, compute, plain)
     unit = k if last else 1
     total = images * p * (1 if last else k)
     block = _up(GATHERED, q * unit)

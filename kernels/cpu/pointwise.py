@@ -15,13 +15,14 @@ are; the gradient by input writes zeros to the others in the same pass.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from gpuconv.kernels.cpu.gemm import COLUMN, ROW
-from gpuconv.kernels.cpu.gemm_packed import packed
+from gpuconv.kernels.cpu.gemm_packed import MANY, packed
 from gpuconv.kernels.cpu.gemm_plan import Product, product
 
 Array = Any
@@ -96,7 +97,17 @@ def grad_input(device: Any, spec: Any, dtype: str, last: bool) -> Run:
             spread=n * h * w * c if strided else 0,
         )  # fmt: skip
         multiply = product(device, p, dtype)
-        return lambda gy, weight, gx: multiply(gy, weight, gx, None, None, *tables)
+
+        def plain(gy: Array, weight: Array, b: None, add: None, gx: Array) -> None:
+            multiply(gy, weight, gx, None, None, *tables)
+
+        run: Run = plain
+        if not strided and n * pixels >= MANY:
+            swapped = replace(
+                spec, x_shape=spec.y_shape, y_shape=spec.x_shape, w_shape=(c, k, 1, 1)
+            )
+            run = packed(device, swapped, dtype, last, False, plain, by_rows=True)
+        return lambda gy, weight, gx: run(gy, weight, None, None, gx)
     joined = _joined(spec) and not strided
     images = n if joined else 1
     if strided:

@@ -98,3 +98,10 @@ def test_weight_packed_once(isa: str, name: str, rest: bool, last: bool) -> None
 def test_packed_tiles(k: int, last: bool, pixels: tuple[int, int]) -> None:
     problem = ConvSpec.infer((1, 300, *pixels), (k, 300, 1, 1))
     check_conv(PackedOnce, "forward", problem, last, bias=True, add=True, relu=True)
+
+
+@pytest.mark.parametrize("which", ["forward", "grad_input"])
+@pytest.mark.parametrize(("c", "k"), [(1, 1), (33, 70), (64, 48)])
+def test_many_pixels_are_worth_a_packed_weight(isa: str, which: str, c: int, k: int) -> None:
+    spec = ConvSpec.infer((2, c, 33, 35), (k, c, 1, 1))
+    check_conv(pointwise, which, spec, last=True)

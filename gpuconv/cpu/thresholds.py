@@ -8,9 +8,9 @@ a problem must have (images times rows times columns of tiles). Measured on an A
 from gpuconv.shapes import ConvSpec
 
 TILES: dict[str, dict[int, int]] = {
-    "forward": {16: 64, 32: 32, 64: 16, 128: 8, 256: 4},
-    "grad_input": {16: 64, 32: 32, 64: 16, 128: 8, 256: 4},
-    "grad_weight": {32: 256, 64: 96, 128: 64, 256: 16},
+    "forward": {16: 49, 32: 32, 64: 4, 128: 4, 256: 4, 512: 16},
+    "grad_input": {16: 49, 32: 32, 64: 16, 128: 4, 256: 4, 512: 4},
+    "grad_weight": {16: 16, 32: 16, 64: 16, 128: 16, 256: 16, 512: 16},
 }
 SIDE = 4  # of a tile of outputs
 

@@ -44,8 +44,6 @@ class Backend(Conv, Linear, Pool, Norm, Activation, Loss, Step):
     nothing is mutated but by the `*_step` methods; a result keeps the memory format of its input.
     """
 
-    number = 0  # which of its devices is the current one
-
     def __init__(self, xp: Any, name: str) -> None:
         self.xp = xp
         self.name = name
@@ -53,6 +51,11 @@ class Backend(Conv, Linear, Pool, Norm, Activation, Loss, Step):
 
     def __repr__(self) -> str:
         return f"Backend({self.name!r})"
+
+    @property
+    def number(self) -> int:
+        """Which of its devices is the current one."""
+        return 0
 
     def prepared(
         self,

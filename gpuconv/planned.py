@@ -1,4 +1,4 @@
-"""Convolution by plans: what is to be launched is worked out once for each problem, and kept.
+"""Backends by plans: what is to be launched is worked out once for each problem, and kept.
 
 `gpuconv.cuda` and `gpuconv.cpu` make the plans; here is what they share.
 """
@@ -10,19 +10,65 @@ from typing import Any
 
 from gpuconv.precision import get_float32_precision
 from gpuconv.reference.conv import Conv, is_channels_last
-from gpuconv.shapes import ConvSpec, remember
+from gpuconv.shapes import ConvSpec, Ints, remember
 
 Array = Any
 Plan = Callable[..., Array]
 
 
 class Planned(Conv):
-    """The three passes of a backend that makes plans: `_forward`, `_grad_input`, `_grad_weight`."""
+    """A backend's plans, arrays as kernels take them, and the three passes of a convolution.
+
+    Whoever derives makes the plans of these: `_forward`, `_grad_input`, `_grad_weight`.
+    """
 
     device: Any  # of the backend, which mixes this class in
-    dense: Any
-    contiguous: Any
+    _plans: dict[Any, Any]
     _conv_plans: dict[Any, Plan]
+
+    @property
+    def number(self) -> int:
+        """Plans are for one device, or for one instruction set."""
+        number: int = self.device.number
+        return number
+
+    def plan(self, make: Callable[..., Any], *key: Any) -> Any:
+        """make(device, *key), made once for each device and key."""
+        full = make, self.device.number, *key
+        found = self._plans.get(full)
+        if found is None:
+            found = make(self.device, *key)
+            remember(self._plans, full, found)
+        return found
+
+    def dense(self, x: Array) -> tuple[Array, bool]:
+        """x as (N, C, *in) or as (N, *in, C) in memory, settled; and whether the latter.
+
+        It is copied only if it is neither.
+        """
+        if x.flags.c_contiguous:
+            return self.settled(x), False
+        if is_channels_last(x):
+            return self.settled(x), True
+        return self.xp.ascontiguousarray(x), False
+
+    def settled(self, x: Array) -> Array:
+        """x, dense in its format, where kernels can take it."""
+        return x
+
+    def contiguous(self, x: Array | None) -> Array | None:
+        """x, copied only if it is not contiguous."""
+        return x if x is None or x.flags.c_contiguous else self.xp.ascontiguousarray(x)
+
+    def empty(self, shape: Ints, dtype: Any, last: bool) -> Array:
+        """An uninitialised array (N, C, *in), channels-last in memory if `last`."""
+        if not last:
+            return self.device.empty(shape, dtype)
+        y = self.device.empty((shape[0], *shape[2:], shape[1]), dtype)
+        return y.transpose(0, y.ndim - 1, *range(1, y.ndim - 1))
+
+    def empty_like_format(self, x: Array, shape: Ints, dtype: Any) -> Array:
+        return self.empty(shape, dtype, is_channels_last(x))
 
     def _forward(
         self,

@@ -145,9 +145,6 @@ def choose(spec: ConvSpec, dtype: Any, which: str, precision: str, algo: str = "
 class CpuConv(Planned):
     """The convolution part of `CpuBackend`."""
 
-    empty: Any  # of CpuBackend, which mixes this class in
-    plan: Any
-
     def _forward(
         self,
         spec: ConvSpec,

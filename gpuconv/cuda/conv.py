@@ -122,8 +122,6 @@ def tiling(spec: ConvSpec, which: str, sms: int) -> tuple[tuple[Any, ...], float
 class CudaConv(Planned):
     """The convolution part of `CudaBackend`."""
 
-    settled: Any  # of CudaBackend
-
     def record(
         self, which: str, spec: ConvSpec, dtype: Any, last: bool, bias: bool, algo: str
     ) -> None:

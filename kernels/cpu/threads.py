@@ -25,11 +25,6 @@ SIZE = SHARES + 8 * MOST
 PATIENCE = 2000  # turns of waiting before the processor is offered to others
 
 
-def kernels() -> list[Kernel]:
-    """All of this file."""
-    return [RUN, SERVE]
-
-
 def _work() -> Any:
     """work(state, thread): the thread's own share of the tasks, then what others have left."""
     from numba import njit

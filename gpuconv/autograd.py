@@ -85,16 +85,21 @@ class Function:
                 f"this {type(self).__name__} was applied before: an instance is one node of one "
                 f"graph; make a new one for each call"
             )
-        arrays = [_raw(value) for value in inputs]
+        arrays, wanted, tensors = [], [], False
+        for value in inputs:
+            if isinstance(value, Tensor):
+                tensors = True
+                arrays.append(value.data)
+                wanted.append(value.requires_grad)
+            else:
+                arrays.append(_raw(value))
+                wanted.append(False)
         be = self.be = backend_of(*arrays)
-        if not any(isinstance(value, Tensor) for value in inputs):
+        if not (True in wanted and _recording.get()):
             self.needs = (False,) * len(inputs)
-            return _array(self.forward(be, *arrays))
-        wanted = tuple(isinstance(v, Tensor) and v.requires_grad for v in inputs)
-        if not (any(wanted) and _recording.get()):
-            self.needs = (False,) * len(inputs)
-            return Tensor(_array(self.forward(be, *arrays)))
-        self.needs = wanted
+            y = _array(self.forward(be, *arrays))
+            return Tensor(y) if tensors else y
+        self.needs = tuple(wanted)
         y = _array(self.forward(be, *arrays))
         self.edges = tuple(
             (v._node or v) if w else None for v, w in zip(inputs, wanted, strict=True)
@@ -426,6 +431,8 @@ def tensor(
 
 def _raw(value: Any) -> Any:
     """What `forward` gets: the array of a Tensor, an array, a Python scalar, or None."""
+    if type(value) is np.ndarray:
+        return value
     if isinstance(value, Tensor):
         return value.data
     if isinstance(value, np.generic):

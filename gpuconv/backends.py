@@ -259,6 +259,7 @@ def _cupy() -> Any:
     return cupy
 
 
+@cache  # to look at the environment takes longer than to begin a kernel
 def host_backend() -> Backend:
     """The backend for NumPy arrays when none was chosen: $GPUCONV_BACKEND, else "cpu"."""
     name = os.environ.get("GPUCONV_BACKEND", "cpu")

@@ -6,10 +6,13 @@ import os
 # busy cores take 8 ms a product instead of microseconds.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 import gpuconv
+from gpuconv.backends import host_backend
 
 
 @pytest.fixture
@@ -25,9 +28,12 @@ def _library_seed() -> None:
 
 
 @pytest.fixture
-def array_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def array_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """NumPy arrays are computed by the reference, whose bits those of other array code equal."""
     monkeypatch.setenv("GPUCONV_BACKEND", "numpy")
+    host_backend.cache_clear()
+    yield
+    host_backend.cache_clear()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

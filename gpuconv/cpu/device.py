@@ -59,6 +59,8 @@ class Device:
             raise TypeError(f"kernel {kernel.name} has no parameter {', '.join(numbers)}")
         function, pack, count = compiler.function(kernel), compiler.packer(kernel), len(pointers)
 
+        several = several and tasks > 1
+
         def run(*arrays: Array) -> None:
             threads = get_num_threads() if several else 1
             if scratch:

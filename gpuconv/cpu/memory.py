@@ -43,11 +43,9 @@ class Pool:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An uninitialised C-contiguous array, at a multiple of 64 bytes if it is large."""
-        kind = np.dtype(dtype)
-        needed = prod(shape) * kind.itemsize
-        if needed < SMALL:
+        size, kind = _block_for(shape, dtype)
+        if not size:
             return np.empty(shape, kind)
-        size = _class(needed)
         block = None
         with self.lock:
             if self.returned:
@@ -94,10 +92,17 @@ class Pool:
 
 
 @lru_cache(maxsize=4096)
-def _class(needed: int) -> int:
-    """The size of block for so many bytes: at most an eighth more than needed."""
+def _block_for(shape: tuple[int, ...], dtype: Any) -> tuple[int, np.dtype[Any]]:
+    """The size of the block for an array, at most an eighth more than needed, or 0 if it is small.
+
+    And its dtype.
+    """
+    kind = np.dtype(dtype)
+    needed = prod(shape) * kind.itemsize
+    if needed < SMALL:
+        return 0, kind
     step = 1 << max(needed.bit_length() - 4, 12)
-    return -(-needed // step) * step
+    return -(-needed // step) * step, kind
 
 
 def _block(size: int) -> Any:

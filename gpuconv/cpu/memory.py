@@ -106,13 +106,18 @@ def _block_for(shape: tuple[int, ...], dtype: Any) -> tuple[int, np.dtype[Any]]:
 
 
 def _block(size: int) -> Any:
-    """Memory as an object that is no NumPy array, in pages of 2 MiB where it is large.
+    """Memory as an object that is no NumPy array, in pages of 2 MiB; small blocks share them.
 
     For of a view of an array of an array NumPy keeps the innermost alive, and not the one between,
     whose end the pool waits for. With pages of 4 KiB, which memory that was in use before has,
-    kernels that go through megabytes in large steps can take three times as long.
+    kernels that go through megabytes in large steps can take three times as long, and numbers that
+    would fit a cache displace each other.
     """
-    if size < PAGE or not hasattr(mmap, "MAP_PRIVATE"):
+    return _pages(size) if size >= PAGE else CARVED.block(size)
+
+
+def _pages(size: int) -> Any:
+    if not hasattr(mmap, "MAP_PRIVATE"):
         raw: Any = np.empty(size + ALIGN, dtype=np.uint8)
         return (ctypes.c_char * size).from_buffer(raw, -raw.ctypes.data % ALIGN)
     try:
@@ -126,6 +131,22 @@ def _block(size: int) -> Any:
         except OSError:  # a system without them: slower, and the same numbers
             _log.debug("there are no huge pages here")
     return (ctypes.c_char * size).from_buffer(pages, start)
+
+
+class Carved(threading.local):
+    """Small blocks cut from pages in a row; pages go back when all of their blocks have gone."""
+
+    def __init__(self) -> None:
+        self.pages: Any = None
+        self.used = self.size = 0
+
+    def block(self, size: int) -> Any:
+        if self.used + size > self.size:
+            self.pages = _pages(2 * PAGE)
+            self.used, self.size = 0, 2 * PAGE
+        start = self.used
+        self.used += -(-size // ALIGN) * ALIGN
+        return (ctypes.c_char * size).from_buffer(self.pages, start)
 
 
 class Scratch(threading.local):
@@ -146,6 +167,7 @@ class Scratch(threading.local):
 
 
 POOL = Pool()
+CARVED = Carved()
 SCRATCH = Scratch()
 
 

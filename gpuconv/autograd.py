@@ -442,6 +442,18 @@ def _raw(value: Any) -> Any:
     return from_foreign(value)
 
 
+def raw_arrays(*values: Any) -> list[Any] | None:
+    """The values with arrays for Tensors; None if an operation on them is to be recorded."""
+    arrays = []
+    for value in values:
+        if isinstance(value, Tensor):
+            if value.requires_grad and _recording.get():
+                return None
+            value = value.data
+        arrays.append(value)
+    return arrays
+
+
 def _array(value: Any) -> Any:
     """NumPy's arithmetic turns arrays of no axes into scalars: those become arrays again."""
     return np.asarray(value) if isinstance(value, np.generic) else value

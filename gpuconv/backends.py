@@ -66,11 +66,16 @@ class Backend(Conv, Linear, Pool, Norm, Activation, Loss, Step):
         a: Array,
         b: Array,
         bias: Array | None = None,
+        add: Array | None = None,
+        relu: bool = False,
     ) -> Callable[..., Array]:
         """What computes pass `which` ("conv", "conv_grad_input", "conv_grad_weight") again.
 
-        It takes arrays of the same shapes, strides and dtypes as these, on the same device.
+        It takes arrays of the same shapes, strides and dtypes as these, on the same device: two for
+        a gradient, and x, w, b, add for "conv".
         """
+        if which == "conv":
+            return lambda x, w, b, add: self.conv(spec, x, w, b, algo=algo, add=add, relu=relu)
         method: Callable[..., Array] = getattr(self, which)
         return partial(method, spec, algo=algo)
 

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from gpuconv.precision import get_float32_precision
@@ -130,18 +130,19 @@ class Planned(Conv):
         a: Array,
         b: Array,
         bias: Array | None = None,
+        add: Array | None = None,
+        relu: bool = False,
     ) -> Plan:
         last, b_last = is_channels_last(a), is_channels_last(b)
         images = which == "conv_grad_weight"  # both of them
         ready = (a.flags.c_contiguous or last) and (b.flags.c_contiguous or (images and b_last))
         if not ready or (bias is not None and not bias.flags.c_contiguous):
-            method: Plan = getattr(self, which)  # which copies them first
-            return partial(method, spec, algo=algo)
+            return self._plain().prepared(which, spec, algo, precision, a, b, bias, add, relu)
         if images:
             return self._planned("_grad_weight", (spec, a.dtype, b_last, last, algo), precision)
         if which == "conv_grad_input":
             return self._planned("_grad_input", (spec, a.dtype, last, algo), precision)
-        key = spec, a.dtype, last, bias is not None, False, False, algo
+        key = spec, a.dtype, last, bias is not None, add is not None, relu, algo
         return self._planned("_forward", key, precision)
 
     def _planned(self, make: str, key: tuple[Any, ...], precision: str = "") -> Plan:

@@ -348,7 +348,9 @@ def _polynomial(x: Array, coefficients: tuple[float, ...]) -> Array:
 def relu(x: Any) -> Any:
     """max(x, 0). The gradient at 0 is 0."""
     be = plain_backend(x)  # an array alone: nothing is recorded
-    return be.relu(x) if be is not None and x.dtype.kind == "f" else ReLU("relu").apply(x)
+    if be is not None and x.ndim and x.dtype.kind == "f":
+        return be.relu(x)
+    return ReLU("relu").apply(x)
 
 
 def relu6(x: Any) -> Any:

@@ -5,9 +5,10 @@ products: the gradient by input of a transposed convolution is a plain convoluti
 """
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any
 
-from gpuconv.autograd import Function
+from gpuconv.autograd import Function, Tensor, raw_arrays
 from gpuconv.backends import Array, Backend, plain_backend
 from gpuconv.errors import ArgumentError
 from gpuconv.ops.dtypes import check_dtypes
@@ -22,21 +23,30 @@ class Conv(Function):
     """
 
     spec: ConvSpec
+    relu = False
 
     def __init__(self, nd: int, *arguments: Any, algo: str = "auto") -> None:
         self.nd, self.arguments, self.algo = nd, arguments, algo
 
-    def forward(self, be: Backend, x: Array, w: Array, b: Array | None) -> Array:
-        key = _key("conv", self.nd, be, x, w, b, self.algo, self.arguments)
+    def forward(
+        self, be: Backend, x: Array, w: Array, b: Array | None, add: Array | None = None
+    ) -> Array:
+        given = self.arguments, self.relu
+        key = _key("conv", self.nd, be, x, w, b, add, self.algo, given)
         if (known := be.calls.get(key)) is not None:
             self.spec, self.macs, compute = known
             self.keep(x, w)
-            return compute(x, w, b)
-        check_dtypes(f"conv{self.nd}d", x=x, weight=w, bias=b)
+            return compute(x, w, b, add)
+        check_dtypes(f"conv{self.nd}d", x=x, weight=w, bias=b, residual=add)
         self.prepare(x, w, b)
-        y = be.conv(self.spec, x, w, b, algo=self.algo)
-        if key is not None and plain((self.algo, self.arguments)):
-            _remember(key, "conv", be, self.spec, self.algo, x, w, b)
+        if add is not None and add.shape != self.spec.y_shape:
+            raise ArgumentError(
+                f"fused_conv2d: the residual {add.shape} must have the shape of the output, "
+                f"{self.spec.y_shape}"
+            )
+        y = be.conv(self.spec, x, w, b, algo=self.algo, add=add, relu=self.relu)
+        if key is not None and plain((self.algo, given)):
+            _remember(key, "conv", be, self.spec, self.algo, x, w, b, add, self.relu)
         return y
 
     def prepare(self, x: Array, w: Array, b: Array | None) -> None:
@@ -69,16 +79,9 @@ class FusedConv(Conv):
         self.relu = relu
 
     def forward(
-        self, be: Backend, x: Array, w: Array, b: Array | None, residual: Array | None = None
+        self, be: Backend, x: Array, w: Array, b: Array | None, add: Array | None = None
     ) -> Array:
-        check_dtypes("fused_conv2d", x=x, weight=w, bias=b, residual=residual)
-        self.prepare(x, w, b)
-        if residual is not None and residual.shape != self.spec.y_shape:
-            raise ArgumentError(
-                f"fused_conv2d: the residual {residual.shape} must have the shape of the output, "
-                f"{self.spec.y_shape}"
-            )
-        y = be.conv(self.spec, x, w, b, algo=self.algo, add=residual, relu=self.relu)
+        y = super().forward(be, x, w, b, add)
         self.y = y if self.relu and any(self.needs) else None
         return y
 
@@ -190,7 +193,15 @@ def check_gy(op: str, gy: Array, spec: ConvSpec) -> None:
 
 
 def _key(
-    which: str, nd: int, be: Backend, a: Any, b: Any, bias: Any, algo: str, options: Any
+    which: str,
+    nd: int,
+    be: Backend,
+    a: Array,
+    b: Array,
+    bias: Array | None,
+    add: Array | None,
+    algo: str,
+    options: Any,
 ) -> Any:
     """Of a pass over plain arrays of one backend all that decides how it is computed; else None.
 
@@ -199,12 +210,16 @@ def _key(
     kind = be.xp.ndarray
     if type(a) is not kind or type(b) is not kind:
         return None
-    third = None
+    third = fourth = None
     if bias is not None:
         if type(bias) is not kind:
             return None
         third = bias.shape, bias.strides, bias.dtype
-    arrays = a.shape, a.strides, a.dtype, b.shape, b.strides, b.dtype, third
+    if add is not None:
+        if type(add) is not kind:
+            return None
+        fourth = add.shape, add.strides, add.dtype
+    arrays = a.shape, a.strides, a.dtype, b.shape, b.strides, b.dtype, third, fourth
     return be.number, get_float32_precision(), fingerprint(which, nd, algo, options), arrays
 
 
@@ -212,13 +227,27 @@ def _remember(key: Any, which: str, be: Backend, spec: ConvSpec, algo: str, *arr
     remember(be.calls, key, (spec, spec.macs, be.prepared(which, spec, algo, key[1], *arrays)))
 
 
-def _conv(nd: int, x: Any, weight: Any, bias: Any, algo: str, options: tuple[Any, ...]) -> Any:
-    be = plain_backend(x)
-    if be is not None:
-        known = be.calls.get(_key("conv", nd, be, x, weight, bias, algo, options))
-        if known is not None:
-            return known[2](x, weight, bias)
-    return Conv(nd, *options, algo=algo).apply(x, weight, bias)
+def _conv(
+    nd: int,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    algo: str,
+    options: tuple[Any, ...],
+    add: Any = None,
+    relu: bool | None = None,
+) -> Any:
+    """A plain convolution, or with `relu` True or False a fused one."""
+    arrays = raw_arrays(x, weight, bias, add)
+    if arrays is not None and (be := plain_backend(arrays[0])) is not None:
+        key = _key("conv", nd, be, *arrays, algo, (options, relu is True))
+        if (known := be.calls.get(key)) is not None:
+            y = known[2](*arrays)
+            given = x, weight, bias, add
+            return y if all(map(is_, arrays, given)) else Tensor(y)
+    if relu is None:
+        return Conv(nd, *options, algo=algo).apply(x, weight, bias)
+    return FusedConv(nd, *options, relu=relu, algo=algo).apply(x, weight, bias, add)
 
 
 def conv1d(
@@ -283,8 +312,8 @@ def fused_conv2d(
     """
     if not isinstance(relu, bool):
         raise ArgumentError(f"fused_conv2d: relu={relu!r} must be True or False")
-    arguments = stride, padding, dilation, groups, padding_mode
-    return FusedConv(2, *arguments, relu=relu, algo=algo).apply(x, weight, bias, residual)
+    options = stride, padding, dilation, groups, padding_mode
+    return _conv(2, x, weight, bias, algo, options, residual, relu)
 
 
 def conv3d(
@@ -454,7 +483,7 @@ def _gradient(
     """Pass `which` of gy and w (`shape` is that of x) or of gy and x (`shape` is that of w)."""
     be, key, given = plain_backend(gy), None, (shape, *options)
     if be is not None:
-        key = _key(which, nd, be, gy, other, None, algo, given)
+        key = _key(which, nd, be, gy, other, None, None, algo, given)
         if (known := be.calls.get(key)) is not None:
             return known[2](gy, other)
     by_input = which == "conv_grad_input"

@@ -16,6 +16,7 @@ from gpuconv import (
     schedule as schedule,
     testing as testing,
     train as train,
+    viz as viz,
 )
 from gpuconv.autograd import (
     Function as Function,

@@ -1,15 +1,13 @@
-"""The program `gpuconv`: train | eval | predict | summary | kernels | doctor.
+"""The program `gpuconv`: train | eval | predict | summary | viz | kernels | doctor.
 
 Results go to standard output, progress and errors to standard error. A problem the user can mend is
 one line there and exit status 1; a wrong command line is status 2.
 """
 
-import functools
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib import import_module
@@ -21,8 +19,10 @@ import typer
 import gpuconv
 from gpuconv import doctor as checks, models, run as runs
 from gpuconv.backends import BACKENDS, backend, host_backend, resolve_device
-from gpuconv.errors import ArgumentError, Error
+from gpuconv.command import one_line_errors
+from gpuconv.errors import ArgumentError
 from gpuconv.run import Config
+from gpuconv.viz.program import app as viz
 
 app = typer.Typer(
     name="gpuconv",
@@ -37,30 +37,6 @@ Backend = Annotated[
         "--backend", help=f"Who computes: auto, {', '.join(BACKENDS)}.", show_default=True
     ),
 ]
-
-
-def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Errors that the user can mend become one line and status 1; a bug keeps its traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except BrokenPipeError:
-            # The reader of our output is gone (`gpuconv ... | head`): nothing left to say.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
-        except MemoryError as error:
-            print(f"gpuconv: error: not enough memory: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-        except (Error, OSError) as error:
-            print(f"gpuconv: error: {error}", file=sys.stderr)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            print("gpuconv: interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
-
-    return wrapped
 
 
 def choose(name: str) -> tuple[AbstractContextManager[Any], str]:
@@ -306,6 +282,9 @@ def check(
 ) -> None:
     """Run a kernel in the emulator, with every check, on small problems; status 1 if one fails."""
     commands().check(name, arch, as_json)
+
+
+app.add_typer(viz, name="viz")
 
 
 def version(wanted: bool) -> None:

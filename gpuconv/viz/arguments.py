@@ -1,0 +1,55 @@
+"""What `gpuconv viz` and `gpuconv explain` are told on the command line, as numbers."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from gpuconv.errors import ArgumentError
+
+MOST = 1 << 20  # of a size
+
+
+def sizes(option: str, text: str, least: int = 1, axes: int | None = 2) -> tuple[int, ...]:
+    """ "5x5", "3x5x5"; one number stands for all `axes`. ArgumentError names the option."""
+    parts = text.lower().split("x")
+    good = all(re.fullmatch(r"[0-9]{1,7}", part) for part in parts)
+    found = tuple(int(part) for part in parts) if good else ()
+    if len(found) == 1 and axes:
+        found *= axes
+    if not found or (axes and len(found) != axes) or not least <= min(found) <= max(found) <= MOST:
+        form = "x".join("HWCDE"[: axes or 2]) if axes != 3 else "CxHxW"
+        raise ArgumentError(
+            f"{option} {text!r} is no size: write {form} with numbers from {least}, as in "
+            f"{'3x32x32' if axes == 3 else '5x5'}"
+        )
+    return found
+
+
+def padding(option: str, text: str) -> Any:
+    """ "1", "1x2" (height x width), "0:1x2:1" (top:bottom x left:right), "same" or "valid"."""
+    if text in ("same", "valid"):
+        return text
+    if re.fullmatch(r"[0-9]{1,7}(:[0-9]{1,7})?(x[0-9]{1,7}(:[0-9]{1,7})?)?", text):
+        axes = [tuple(int(n) for n in axis.split(":")) for axis in text.split("x")]
+        pairs = tuple((axis[0], axis[-1]) for axis in axes)
+        return pairs * 2 if len(pairs) == 1 else pairs
+    raise ArgumentError(
+        f"{option} {text!r} is no padding: write 1, 1x2 (height x width), 0:1x2:1 (top:bottom x "
+        f"left:right), same or valid"
+    )
+
+
+def numbers(option: str, text: str) -> np.ndarray:
+    """ "1 2 3; 4 5 6": rows with semicolons between, numbers with spaces or commas; (H, W)."""
+    rows = [re.split(r"[\s,]+", row.strip()) for row in text.strip().strip(";").split(";")]
+    try:
+        found = np.array([[float(n) for n in row] for row in rows], dtype=np.float32)
+    except ValueError:
+        found = np.empty(0)
+    if found.ndim != 2 or not found.size or not np.isfinite(found).all():
+        raise ArgumentError(
+            f"{option} {text!r:.60} is no matrix: write rows with semicolons between, all as long, "
+            f"as in '1 2 3; 4 5 6'"
+        )
+    return found

@@ -238,12 +238,13 @@ def _conv(
     relu: bool | None = None,
 ) -> Any:
     """A plain convolution, or with `relu` True or False a fused one."""
-    arrays = raw_arrays(x, weight, bias, add)
+    given = x, weight, bias, add
+    arrays = raw_arrays(*given)
     if arrays is not None and (be := plain_backend(arrays[0])) is not None:
-        key = _key("conv", nd, be, *arrays, algo, (options, relu is True))
+        x0, w0, b0, add0 = arrays
+        key = _key("conv", nd, be, x0, w0, b0, add0, algo, (options, relu is True))
         if (known := be.calls.get(key)) is not None:
             y = known[2](*arrays)
-            given = x, weight, bias, add
             return y if all(map(is_, arrays, given)) else Tensor(y)
     if relu is None:
         return Conv(nd, *options, algo=algo).apply(x, weight, bias)

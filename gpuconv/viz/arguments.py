@@ -45,11 +45,11 @@ def numbers(option: str, text: str) -> np.ndarray:
     rows = [re.split(r"[\s,]+", row.strip()) for row in text.strip().strip(";").split(";")]
     try:
         found = np.array([[float(n) for n in row] for row in rows], dtype=np.float32)
+        if np.isfinite(found).all():
+            return found
     except ValueError:
-        found = np.empty(0)
-    if found.ndim != 2 or not found.size or not np.isfinite(found).all():
-        raise ArgumentError(
-            f"{option} {text!r:.60} is no matrix: write rows with semicolons between, all as long, "
-            f"as in '1 2 3; 4 5 6'"
-        )
-    return found
+        pass  # no numbers, or rows of different lengths: said below
+    raise ArgumentError(
+        f"{option} {text!r:.60} is no matrix: write rows with semicolons between, all as long, as "
+        f"in '1 2 3; 4 5 6'"
+    )

@@ -211,13 +211,17 @@ class Animation:
         images = iter(self.images())
 
         class Writer(HTMLWriter):
+            fps: Any
+            _saved_frames: list[str]
+
             def grab_frame(self, **_: Any) -> None:
                 data = base64.encodebytes(_png(next(images))).decode("ascii")
                 self._saved_frames.append(data)
 
         with TemporaryDirectory() as folder:
             path = Path(folder, "player.html")
-            writer = Writer(fps=1 / self.seconds, embed_frames=True, default_mode="loop")
+            writer = Writer(embed_frames=True, default_mode="loop")
+            writer.fps = 1 / self.seconds
             with writer.saving(self.figure, str(path), DPI):
                 for _ in range(self.frames):
                     writer.grab_frame()

@@ -122,16 +122,22 @@ def _aligned(p: Product, dtype: str) -> bool:
 
 
 def _blocks(p: Product, dtype: str, lanes: int, rows: int, vectors: int) -> Cut:
+    """The best blocks for a tile. Where A is packed, smaller ones of k leave room for more of C."""
+    least = _up(p.k, max(TILE // (rows * (4 if dtype == "float32" else 8)), lanes))
+    tried = (1,) if p.a_k == 1 or p.macs < SMALL else (1, 2, 4)
+    cuts = [_with_k(p, dtype, lanes, rows, vectors, least * more) for more in tried]
+    return min(cuts, key=lambda c: c.cost)
+
+
+def _with_k(p: Product, dtype: str, lanes: int, rows: int, vectors: int, k_blocks: int) -> Cut:
     size = 4 if dtype == "float32" else 8
     wide = vectors * lanes
-    most = max(TILE // (rows * size), lanes)
-    k_blocks = _up(p.k, most)
     k_block = _up(_up(p.k, k_blocks), lanes) * lanes
     k_blocks = _up(p.k, k_block)
     tall, broad, steps = _up(p.m, rows), _up(p.n, wide), k_blocks * p.images
     if p.macs < SMALL:
         return Cut(rows, vectors, tall * rows, broad * wide, k_block, 1)
-    pack = (0.5 if p.b_k == 1 and p.b_n != 1 else 0.2) if not p.b_table else 1.0
+    pack = (0.8 if p.b_k == 1 and p.b_n != 1 else 0.5) if not p.b_table else 1.3
     best: Cut | None = None
     whole = p.batch > 1 or p.c_lines or p.c_columns
     for parts in (1,) if whole else (1, 2, 4, 8, 16, 32):
@@ -143,7 +149,9 @@ def _blocks(p: Product, dtype: str, lanes: int, rows: int, vectors: int) -> Cut:
                 tasks = _up(tall, m_tiles) * _up(broad, n_tiles) * parts * p.batch
                 one = m_tiles * n_tiles * (_step(rows, vectors) * depth + 60)
                 one += pack * depth * n_tiles * wide  # packing
-                one += 0.1 * depth * m_tiles * rows * size / 4  # bringing A near
+                one += 0.4 * depth * m_tiles * rows * size / 4  # bringing A near
+                again = _up(steps, parts) - 1
+                one += 0.1 * again * m_tiles * rows * n_tiles * wide  # adding to C
                 one += 600
                 total = sum(_up(tasks, t) * t for t in (2, 2, 4)) / 3 * one
                 if parts > 1 or p.turned:

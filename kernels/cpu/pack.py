@@ -17,10 +17,11 @@ def packers(dtype: str, high: int, vectors: int) -> Packers:
     from numba import njit
 
     from gpuconv.kernels.cpu.blocks import turn, turn_part
-    from gpuconv.kernels.cpu.vector import lanes, load, load_part, splat, store
+    from gpuconv.kernels.cpu.vector import lanes, load, load_part, splat, store, store_part
 
     count = lanes(dtype)
     wide = vectors * count
+    beyond = -(-high // count) * count  # numbers that are stored of a line
     device = njit(error_model="numpy")
 
     @device
@@ -109,14 +110,20 @@ def packers(dtype: str, high: int, vectors: int) -> Packers:
     def tiles(to: Any, a: Any, step: Any, depth: Any, first: Any, end: Any) -> None:
         """Contiguous rows of A, `high` together: [tile][depth][high]; the last tile reaches back.
 
-        Stores go beyond a line's end, where the next line follows: the scratch has room for it.
+        A is read line by line, as it lies. Stores go beyond a line's end, where the next lines
+        follow, but not beyond the tile's, for the next one has begun already.
         """
-        for i in range(first, end, high):
-            top = min(i, end - high)
-            for line in range(depth):
-                at = a + (line * step + top)
+        for line in range(depth):
+            out = to + line * high
+            inside = line * high + beyond <= depth * high
+            for i in range(first, end, high):
+                at = a + (line * step + min(i, end - high))
                 for j in range(0, high, count):
-                    store(to + j, load_part(at + j, high - j))
-                to = to + high
+                    value = load_part(at + j, high - j)
+                    if inside:
+                        store(out + j, value)
+                    else:
+                        store_part(out + j, value, high - j)
+                out = out + depth * high
 
     return rows, pixels, turned, turned_pixels, lines, tiles

@@ -67,7 +67,8 @@ class Net:
     """A model by name, and what is timed.
 
     "step": a training step (forward, loss, backward, SGD with momentum). "infer": the forward pass
-    in evaluation, with batch normalisation folded into the convolutions (`gpuconv.nn.fold`).
+    in evaluation, with batch normalisation folded into the convolutions (`gpuconv.nn.fold`); on
+    CPU kernels traced (`gpuconv.trace`).
     """
 
     name: str

@@ -31,6 +31,7 @@ from gpuconv.cpu.team import (
     get_num_threads as get_num_threads,
     set_num_threads as set_num_threads,
 )
+from gpuconv.cpu.trace import trace as trace
 from gpuconv.errors import Error as Error
 from gpuconv.nn.summary import summary as summary
 from gpuconv.ops import (

@@ -1,12 +1,13 @@
 """What plans of CPU kernels are made with: the same seam as `gpuconv.cuda.device`."""
 
 import ctypes
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gpuconv.cpu.memory import POOL, SCRATCH
+from gpuconv.cpu.memory import POOL, SCRATCH, Pool
 from gpuconv.cpu.team import get_num_threads, team
 from gpuconv.kernels.cpu import compiler
 from gpuconv.kernels.cpu.compiler import Kernel
@@ -22,10 +23,49 @@ if ctypes.c_void_p.from_address(id(_PROBE) + compiler.OBJECT).value != _PROBE.ct
     raise ImportError("gpuconv.cpu: arrays are not laid out as NumPy's are in CPython")
 
 
+class Tape:
+    """The launches of a function, in order, and the memory they use: see `gpuconv.cpu.trace`.
+
+    Arrays made meanwhile come from a pool of the tape's own, and are used again within it only.
+    """
+
+    def __init__(self) -> None:
+        self.pool = Pool(most=1 << 62, small=0)
+        self.launches: list[tuple[int, int, int, int]] = []
+        self.kept: list[Any] = []
+        self.threads = 1
+
+    def add(self, function: int, tasks: int, threads: int, values: list[Any], pack: Any) -> None:
+        """A launch with values that are ids of arrays (as `Array`s), or numbers."""
+        places = []
+        for value in values:
+            if isinstance(value, np.ndarray):
+                # What stands for an array: all that a kernel looks at is where its numbers are.
+                place = (ctypes.c_int64 * len(_NOTHING))()
+                place[-1] = value.ctypes.data
+                self.kept.append(place)
+                if not self.pool.owns(value):
+                    self.kept.append(value)
+                places.append(ctypes.addressof(place))
+            else:
+                places.append(NOTHING if value is None else value)
+        block = ctypes.create_string_buffer(pack(*places))
+        self.kept.append(block)
+        self.launches.append((function, tasks, threads, ctypes.addressof(block)))
+        self.threads = max(self.threads, threads if tasks > 1 else 1)
+
+
+class Tapes(threading.local):
+    tape: Tape | None = None
+
+
 class Device:
     """This processor."""
 
     xp = np
+
+    def __init__(self) -> None:
+        self.tapes = Tapes()
 
     @property
     def number(self) -> int:
@@ -39,7 +79,8 @@ class Device:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """An uninitialised array from the pool."""
-        return POOL.empty(shape, dtype)
+        tape = self.tapes.tape
+        return (POOL if tape is None else tape.pool).empty(shape, dtype)
 
     def prepare(
         self, kernel: Kernel, tasks: int, *, scratch: int = 0, several: bool = True, **numbers: Any
@@ -67,6 +108,8 @@ class Device:
                 arrays = (*arrays, SCRATCH.array(threads * scratch))
             if len(arrays) != count:
                 raise TypeError(f"kernel {kernel.name} takes {count} arrays, not {len(arrays)}")
+            if self.tapes.tape is not None:
+                self.tapes.tape.add(function, tasks, threads, [*arrays, *given], pack)
             places = [NOTHING if a is None else id(a) for a in arrays]
             team().run(function, tasks, pack(*places, *given), threads)
 
@@ -77,8 +120,11 @@ class Device:
         given = [
             NOTHING if v is None else id(v) if isinstance(v, np.ndarray) else v for v in values
         ]
-        block = compiler.packer(kernel)(*given)
-        team().run(compiler.function(kernel), tasks, block, get_num_threads() if several else 1)
+        function, pack = compiler.function(kernel), compiler.packer(kernel)
+        threads = get_num_threads() if several else 1
+        if self.tapes.tape is not None:
+            self.tapes.tape.add(function, tasks, threads, list(values), pack)
+        team().run(function, tasks, pack(*given), threads)
 
 
 DEVICE = Device()

@@ -30,8 +30,8 @@ _log = logging.getLogger("gpuconv")
 class Pool:
     """Blocks by size class; safe to use from any thread, and from the garbage collector."""
 
-    def __init__(self, most: int = MOST) -> None:
-        self.most = most
+    def __init__(self, most: int = MOST, small: int = SMALL) -> None:
+        self.most, self.small = most, small
         self.free: dict[int, list[Any]] = {}  # by size, the size used last at the end
         self.held = 0  # bytes of free blocks
         self.lent: dict[int, tuple[weakref.ref[Any], Any, int]] = {}
@@ -43,7 +43,7 @@ class Pool:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An uninitialised C-contiguous array, at a multiple of 64 bytes if it is large."""
-        size, kind = _block_for(shape, dtype)
+        size, kind = _block_for(shape, dtype, self.small)
         if not size:
             return np.empty(shape, kind)
         block = None
@@ -76,6 +76,12 @@ class Pool:
             self.free[size].pop(0)
             self.held -= size
 
+    def owns(self, array: np.ndarray) -> bool:
+        """Whether an array, or what it is a view of, was made here."""
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        return any(gone() is array for gone, *_ in self.lent.values())
+
     def release(self) -> int:
         """Give all free blocks back to the system; how many bytes they had."""
         with self.lock:
@@ -92,14 +98,14 @@ class Pool:
 
 
 @lru_cache(maxsize=4096)
-def _block_for(shape: tuple[int, ...], dtype: Any) -> tuple[int, np.dtype[Any]]:
+def _block_for(shape: tuple[int, ...], dtype: Any, small: int) -> tuple[int, np.dtype[Any]]:
     """The size of the block for an array, at most an eighth more than needed, or 0 if it is small.
 
     And its dtype.
     """
     kind = np.dtype(dtype)
     needed = prod(shape) * kind.itemsize
-    if needed < SMALL:
+    if needed < small:
         return 0, kind
     step = 1 << max(needed.bit_length() - 4, 12)
     return -(-needed // step) * step, kind

@@ -25,6 +25,9 @@ AWAKE, READY = 2000, 2000  # turns
 _FOR_RUN = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_char_p
 )
+_FOR_REPLAY = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4
+)
 _FOR_SERVE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 4)
 
 
@@ -35,6 +38,7 @@ class Team:
         self.state = np.zeros(threads.SIZE, dtype=np.int64)
         self.address = self.state.ctypes.data
         self.call = _FOR_RUN(compiler.function(threads.RUN))
+        self.call_all = _FOR_REPLAY(compiler.function(threads.REPLAY))
         self.spare = ctypes.addressof(_SPARE)
         self.growing = threading.Lock()
         self.helpers: list[Helper] = []
@@ -46,12 +50,22 @@ class Team:
         """
         count = min(tasks, limit)
         if count > 1:
-            if len(self.helpers) < count - 1:
-                count = self._grown(count)
-            for helper in self.helpers[: count - 1]:
-                if helper.asleep:
-                    helper.wake()
+            count = self._awake(count)
         self.call(self.spare, self.spare, self.address, function, tasks, count, block)
+
+    def replay(self, jobs: np.ndarray, limit: int) -> None:
+        """Jobs (n, 4) in a row: function, tasks, threads, address of the block of each."""
+        count = self._awake(limit) if limit > 1 else 1
+        self.call_all(self.spare, self.spare, self.address, jobs.ctypes.data, len(jobs), count)
+
+    def _awake(self, count: int) -> int:
+        """How many threads there are, of `count` that are wanted; none of them sleeps."""
+        if len(self.helpers) < count - 1:
+            count = self._grown(count)
+        for helper in self.helpers[: count - 1]:
+            if helper.asleep:
+                helper.wake()
+        return count
 
     def _grown(self, count: int) -> int:
         """How many threads there are, of `count` that are wanted."""

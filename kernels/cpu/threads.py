@@ -49,12 +49,15 @@ def _work() -> Any:
     return njit(work)
 
 
-def _run() -> Callable[..., None]:
+def _launch() -> Any:
+    """launch(state, function, tasks, limit, block): one job."""
+    from numba import njit
+
     from gpuconv.kernels.cpu.vector import call, fetch_add, give_way, pause, peek, poke
 
     work = _work()
 
-    def run(state: I64P, function: I64, tasks: I64, limit: I64, block: I64) -> None:
+    def launch(state: Any, function: Any, tasks: Any, limit: Any, block: Any) -> None:
         # Taken here and not in Python, where an interrupt could come between taking and releasing.
         mine = False
         if limit > 1 and tasks > 1:
@@ -83,7 +86,28 @@ def _run() -> Callable[..., None]:
                 give_way()
         fetch_add(state, BUSY, -1)
 
+    return njit(launch)
+
+
+def _run() -> Callable[..., None]:
+    launch = _launch()
+
+    def run(state: I64P, function: I64, tasks: I64, limit: I64, block: I64) -> None:
+        launch(state, function, tasks, limit, block)
+
     return run
+
+
+def _replay() -> Callable[..., None]:
+    launch = _launch()
+
+    def replay(state: I64P, jobs: I64P, count: I64, most: I64) -> None:
+        """`count` jobs in a row, of function, tasks, limit, block each; on at most `most`."""
+        for i in range(count):
+            limit = min(min(jobs[4 * i + 2], jobs[4 * i + 1]), most)
+            launch(state, jobs[4 * i], jobs[4 * i + 1], limit, jobs[4 * i + 3])
+
+    return replay
 
 
 def _serve() -> Callable[..., None]:
@@ -114,4 +138,5 @@ def _serve() -> Callable[..., None]:
 
 
 RUN = Kernel("threads_run", _run, (), bare=True)
+REPLAY = Kernel("threads_replay", _replay, (), bare=True)
 SERVE = Kernel("threads_serve", _serve, (), bare=True)

@@ -80,7 +80,7 @@ def test_sizes_used_lately_are_kept() -> None:
         first, second = (pool.empty((300_000,), np.float32) for _ in range(2))
         del first, second
     pool.empty((1 << 17,), np.float32)
-    assert len(pool.free[memory._block_for((300_000,), "float32")[0]]) == 2
+    assert len(pool.free[memory._block_for((300_000,), "float32", memory.SMALL)[0]]) == 2
     assert pool.held <= 4 << 20
 
 

@@ -15,6 +15,7 @@ import gpuconv
 from gpuconv import data, driver, ops
 from gpuconv.backends import backend, get_backend, host_backend, to_device
 from gpuconv.errors import DeviceError, Error, FileError
+from gpuconv.kernels.cache import cache_folder, unwritable
 
 # Distribution name, and what does not work without it (empty: nothing does).
 PACKAGES = {
@@ -264,8 +265,8 @@ def _compiles(arch: str) -> Check:
         return Check("kernels", "FAILED", f"{_one_line(error)}{hint}")
     seconds = time.perf_counter() - start
     detail = f"{kernel.name} compiled for {arch} in {seconds:.1f} s: {binary.registers} registers"
-    folder = compiler.cache_folder()
-    why = compiler.unwritable(folder)
+    folder = cache_folder()
+    why = unwritable(folder)
     kept = f"they are not kept: {why}; set GPUCONV_CACHE" if why else f"they are kept in {folder}"
     return Check("kernels", "ok", f"{detail}; {kept}")
 
@@ -310,7 +311,7 @@ def _processor() -> Check:
     except BROKEN as error:
         return Check("processor", "FAILED", _one_line(error))
     several = f"{threads} threads" if threads > 1 else "1 thread"
-    kept = compiler.cache_folder()
+    kept = cache_folder()
     return Check("processor", "ok", f"{isa.name} kernels ({isa.cpu}), {several}, kept in {kept}")
 
 

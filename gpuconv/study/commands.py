@@ -15,6 +15,7 @@ from rich.table import Table
 
 from gpuconv import study
 from gpuconv.errors import ArgumentError, DeviceError
+from gpuconv.kernels.cache import unwritable
 from gpuconv.kernels.cuda import compiler, sass
 from gpuconv.kernels.cuda.compiler import Kernel
 from gpuconv.study import Inspection, check as checking
@@ -88,7 +89,7 @@ def build(out: Path, names: list[str] | None, arch: str, jobs: int) -> None:
     chosen = [study.find(name) for name in names or study.families()]
     kernels = [kernel for found in chosen for group in found.values() for kernel in group]
     kernels = list(dict.fromkeys(kernels))
-    if why := compiler.unwritable(out):
+    if why := unwritable(out):
         raise ArgumentError(f"--out {why}; name a folder that can be written to")
     counts = {"built": 0, "kept": 0, "skipped": 0, "failed": 0}
     size, total = 0, len(kernels) * len(archs)

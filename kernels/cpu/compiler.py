@@ -22,7 +22,6 @@ import logging
 import os
 import re
 import struct
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +31,8 @@ from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Any
+
+from gpuconv.kernels.cache import cache_folder, digest, sources, write_whole
 
 # Parameter types. Data is a pointer to the kernel's own dtype, its constant `dtype`.
 F32 = Annotated[Any, "float32*"]
@@ -217,43 +218,27 @@ def place(kernel: Kernel, isa: Isa) -> tuple[Path, str]:
     """The file that may have its code, and its key."""
     module = inspect.getsourcefile(kernel.make)
     assert module is not None
+    here = Path(__file__)
+    always = here, here.with_name("vector.py")
+    files = sources("gpuconv.kernels.cpu", here.parent, Path(module), *always)
     parts = [
         FORMAT,
         kernel.name,
         kernel.make.__qualname__,
         kernel.constants,
         (isa.name, isa.vector, isa.registers, isa.cpu, isa.features),
-        *(_digest(path) for path in _sources(Path(module))),
+        *map(digest, files),
         *(version(tool) for tool in TOOLS),
     ]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return cache_folder() / f"{kernel.name}-{key[:32]}.o", key
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    if given := os.environ.get("GPUCONV_CACHE"):
-        return Path(given)
-    given = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if not os.path.isabs(given):  # nobody's home
-        given = os.path.join(tempfile.gettempdir(), f"gpuconv-{os.getuid()}")
-    return Path(given) / "gpuconv"
-
-
 def write(path: Path, key: str, code: Code) -> None:
     """Keep the code under `key`: complete, or not at all."""
     head = {"entry": code.entry, "parameters": code.parameters}
     line = json.dumps({"key": key, "head": head, "sha256": _checksum(head, code.object)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(MAGIC + line.encode() + b"\n" + code.object)
-        os.chmod(temporary, 0o644)  # others may read it, as they may a file made by open
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, MAGIC + line.encode() + b"\n" + code.object)
 
 
 def read(path: Path, key: str) -> Code | None:
@@ -404,25 +389,3 @@ def _essence(error: BaseException) -> str:
     place = re.search(r'File "([^"]+)", line (\d+)', str(error))
     where = f"{Path(place[1]).name}:{place[2]}: " if place else ""
     return where + " ".join(said)
-
-
-@cache
-def _sources(path: Path) -> tuple[Path, ...]:
-    """The file, this one, and those of this folder that it imports, and they import."""
-    here, found = Path(__file__).parent, {Path(__file__)}
-    todo = [path, here / "vector.py"]
-    while todo:
-        file = todo.pop()
-        if file not in found:
-            found.add(file)
-            text = file.read_text()
-            names = re.findall(r"gpuconv\.kernels\.cpu\.(\w+)", text)
-            for several in re.findall(r"from gpuconv\.kernels\.cpu import ([\w, ]+)", text):
-                names += [name.strip() for name in several.split(",")]
-            todo += [here / f"{name}.py" for name in names if (here / f"{name}.py").exists()]
-    return tuple(sorted(found))
-
-
-@cache
-def _digest(path: Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -22,7 +22,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -30,6 +29,8 @@ from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Any
+
+from gpuconv.kernels.cache import cache_folder, digest, sources, unwritable, write_whole
 
 # Parameter types. Data is a pointer to the kernel's own dtype, its constant `dtype`.
 F32 = Annotated[Any, "float32*"]
@@ -186,6 +187,7 @@ def source_key(kernel: Kernel, arch: str) -> str:
     """A hash of all that decides a kernel's code, but for the tools."""
     module = inspect.getsourcefile(kernel.make)
     assert module is not None
+    here = Path(__file__)
     parts = [
         FORMAT,
         kernel.name,
@@ -194,20 +196,13 @@ def source_key(kernel: Kernel, arch: str) -> str:
         kernel.threads,
         kernel.min_blocks,
         arch,
-        *(_digest(path) for path in _sources(Path(module))),
+        *map(digest, sources("gpuconv.kernels.cuda", here.parent, Path(module), here)),
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def file_name(kernel: Kernel, key: str) -> str:
     return f"{kernel.name}-{key[:32]}.json"
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    if given := os.environ.get("GPUCONV_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuconv"
 
 
 def ready_folder() -> Path | None:
@@ -251,18 +246,6 @@ def _lack(kernel: Kernel, arch: str) -> str:
     return f"{folder} has {'others, but not this one' if found else 'no kernels'}; build it"
 
 
-def unwritable(folder: Path) -> str:
-    """Why nothing can be written to a folder, which is made if need be; "" if something can."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return ""
-    except OSError as error:
-        if folder.is_file():
-            return f"{folder} is a file"
-        return f"{folder} cannot be written to ({error.strerror})"
-
-
 @cache
 def _not_kept(folder: Path, why: str) -> None:
     """Warn of it, once."""
@@ -273,16 +256,7 @@ def write(path: Path, key: str, binary: Binary) -> None:
     """Keep `binary` under `key`: complete, or not at all."""
     body = {**asdict(binary), "cubin": base64.b64encode(binary.cubin).decode()}
     text = json.dumps({"key": key, "sha256": _checksum(body), "binary": body})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # others may read it, as they may a file made by open
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, text.encode())
 
 
 def read(path: Path, key: str) -> Binary | None:
@@ -420,27 +394,6 @@ def _resources(log: str) -> dict[str, int]:
         # On sm_90, and only there, the number has the 1024 bytes that the system takes.
         "static_shared": max(0, number(r"(\d+) bytes smem") - (1024 if "for 'sm_90" in log else 0)),
     }
-
-
-@cache
-def _sources(path: Path) -> tuple[Path, ...]:
-    """The file, this one, and those of this folder that it imports, and they import."""
-    here, found, todo = Path(__file__).parent, {Path(__file__)}, [path]
-    while todo:
-        file = todo.pop()
-        if file not in found:
-            found.add(file)
-            text = file.read_text()
-            names = re.findall(r"gpuconv\.kernels\.cuda\.(\w+)", text)
-            for several in re.findall(r"from gpuconv\.kernels\.cuda import ([\w, ]+)", text):
-                names += [name.strip() for name in several.split(",")]
-            todo += [here / f"{name}.py" for name in names if (here / f"{name}.py").exists()]
-    return tuple(sorted(found))
-
-
-@cache
-def _digest(path: Path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _checksum(body: dict[str, Any]) -> str:

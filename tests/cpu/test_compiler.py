@@ -171,3 +171,24 @@ def test_compiling_is_announced_once_and_what_is_on_disk_needs_no_numba(tmp_path
     assert first[0] == "True"
     assert first[1] == [f"compiling CPU kernels for first use; they are kept in {tmp_path}"]
     assert second == ("False", [])
+
+
+def test_two_processes_that_compile_the_same_do_not_disturb_each_other(tmp_path: Path) -> None:
+    code = (
+        "import numpy as np, gpuconv as gc; x = np.arange(64, dtype='float32') - 9;"
+        "assert (gc.relu(x) == np.maximum(x, 0)).all()"
+    )
+    environment = {**os.environ, "GPUCONV_CACHE": str(tmp_path)}
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    for process in running:
+        said = process.communicate()[1].decode()
+        assert process.returncode == 0, said
+        assert "damaged" not in said
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names
+    assert all(name.endswith(".o") for name in names)  # nothing partial is left
+    last = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (last.returncode, last.stderr) == (0, b"")  # compiled no more

@@ -11,6 +11,7 @@ pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
 
 from numba import cuda
 
+from gpuconv.kernels.cache import unwritable
 from gpuconv.kernels.cuda import compiler, direct
 from gpuconv.kernels.cuda.compiler import F32, CompileError, Kernel
 from gpuconv.kernels.cuda.ptx import i32, load, store
@@ -98,7 +99,7 @@ def test_the_key_has_all_that_decides_the_code(monkeypatch: pytest.MonkeyPatch) 
         Kernel(KERNEL.name, KERNEL.make, KERNEL.constants, KERNEL.threads, 2),
     ]
     keys = {compiler.source_key(k, arch) for k in kernels for arch in ("sm_80", "sm_90", "sm_90a")}
-    monkeypatch.setattr(compiler, "_digest", lambda path: "another source")
+    monkeypatch.setattr(compiler, "digest", lambda path: "another source")
     keys.add(compiler.source_key(KERNEL, "sm_80"))
     assert len(keys) == 13
 
@@ -138,8 +139,8 @@ def test_a_folder_that_cannot_be_written_is_said_and_survived(
     (record,) = caplog.records  # once, not for each kernel
     assert "compiled kernels are not kept" in record.message
     assert "cannot be written to (Not a directory)" in record.message
-    assert "is a file" in compiler.unwritable(tmp_path / "file")
-    assert compiler.unwritable(tmp_path / "new") == ""
+    assert "is a file" in unwritable(tmp_path / "file")
+    assert unwritable(tmp_path / "new") == ""
 
 
 def test_an_interrupted_write_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """$GPUCONV_CACHE, else gpuconv in the user's cache folder, or, of nobody, in a temporary one."""
+    """$GPUCONV_CACHE, else gpuconv in the cache folder of the user; a temporary one of nobody."""
     if given := os.environ.get("GPUCONV_CACHE"):
         return Path(given)
     given = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

@@ -21,15 +21,7 @@ def _elementwise(dtype: str, op: str) -> Callable[..., None]:
     import numba
 
     from gpuconv.kernels.cpu.choose import passed, store_past
-    from gpuconv.kernels.cpu.vector import (
-        lanes,
-        load,
-        load_part,
-        maximum,
-        splat,
-        store,
-        store_part,
-    )
+    from gpuconv.kernels.cpu.vector import lanes, load, load_part, maximum, splat, store, store_part
 
     width = lanes(dtype)
 

@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpuconv.kernels.cpu.vector import I64, Vector, _load, _load_part, _store, width
+from gpuconv.kernels.cpu.vector import I64, Vector, emit_load, emit_load_part, emit_store, width
 
 
 def _halves(builder: Any, rows: list[Any], near: int) -> list[Any]:
@@ -38,7 +38,7 @@ def _turn(builder: Any, kind: Any, rows: list[Any], q: Any, step: Any, near: int
         rows = _halves(builder, rows, near)
         near //= 2
     for i, row in enumerate(rows):
-        _store(builder, row, builder.gep(q, [builder.mul(step, I64(i))]), kind)
+        emit_store(builder, row, builder.gep(q, [builder.mul(step, I64(i))]), kind)
 
 
 @intrinsic
@@ -54,7 +54,9 @@ def turn(typingctx: Any, q: Any, q_step: Any, p: Any, p_step: Any) -> Any:
         order = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), list(range(kind.count)))
         rows = [
             builder.shuffle_vector(
-                _load(builder, lines[i], part, at), _load(builder, lines[i + half], part, at), order
+                emit_load(builder, lines[i], part, at),
+                emit_load(builder, lines[i + half], part, at),
+                order,
             )
             for at in (0, half)
             for i in range(half)
@@ -79,7 +81,7 @@ def turn_part(
             inside = builder.icmp_signed(">", rows_at, I64(i))
             count = builder.select(inside, columns_at, I64(0))
             line = builder.gep(p_at, [builder.mul(p_by, I64(i))])
-            found.append(_load_part(builder, line, count, kind))
+            found.append(emit_load_part(builder, line, count, kind))
         _turn(builder, kind, found, q_at, q_by, kind.count // 2)
         return context.get_dummy_value()
 

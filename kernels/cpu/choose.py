@@ -11,11 +11,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpuconv.kernels.cpu.vector import I32, Vector, _mask, _splat, _vector
+from gpuconv.kernels.cpu.vector import I32, Vector, emit_mask, emit_splat, vector_type
 
 
 def _zero(kind: Any) -> Any:
-    return ir.Constant(_vector(kind.dtype, kind.count), None)
+    return ir.Constant(vector_type(kind.dtype, kind.count), None)
 
 
 @intrinsic
@@ -54,7 +54,7 @@ def later(typingctx: Any, y: Any, tap: Any, v: Any, number: Any) -> Any:
         old, old_tap, new, at = arguments
         greater = builder.fcmp_ordered(">", new, old)
         taken = builder.or_(greater, builder.fcmp_unordered("uno", new, new))
-        here = _splat(builder, builder.trunc(at, I32), tap.count)
+        here = emit_splat(builder, builder.trunc(at, I32), tap.count)
         values = builder.select(taken, new, old), builder.select(taken, here, old_tap)
         return context.make_tuple(builder, result, values)
 
@@ -67,7 +67,7 @@ def add_where(typingctx: Any, sums: Any, g: Any, tap: Any, number: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         old, value, taps, at = arguments
-        here = _splat(builder, builder.trunc(at, I32), tap.count)
+        here = emit_splat(builder, builder.trunc(at, I32), tap.count)
         return builder.select(builder.icmp_signed("==", taps, here), builder.fadd(old, value), old)
 
     return sums(sums, g, tap, types.int64), codegen
@@ -79,7 +79,7 @@ def first_where(typingctx: Any, tap: Any, y: Any, first: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         old, value, other = arguments
-        least = _splat(builder, ir.Constant(value.type.element, float("-inf")), y.count)
+        least = emit_splat(builder, ir.Constant(value.type.element, float("-inf")), y.count)
         return builder.select(builder.fcmp_ordered("==", value, least), other, old)
 
     return tap(tap, y, tap), codegen
@@ -95,7 +95,7 @@ def splat_ints(typingctx: Any, like: Any, number: Any) -> Any:
     result = _ints(like)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _splat(builder, builder.trunc(arguments[1], I32), result.count)
+        return emit_splat(builder, builder.trunc(arguments[1], I32), result.count)
 
     return result(like, types.int64), codegen
 
@@ -106,7 +106,7 @@ def load_ints(typingctx: Any, like: Any, p: Any) -> Any:
     result = _ints(like)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = _vector(types.int32, result.count).as_pointer()
+        kind = vector_type(types.int32, result.count).as_pointer()
         return builder.load(builder.bitcast(arguments[1], kind), align=4)
 
     return result(like, p), codegen
@@ -119,8 +119,8 @@ def load_ints_part(typingctx: Any, like: Any, p: Any, count: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, p_at, number = arguments
-        kind = _vector(types.int32, result.count)
-        mask = _mask(builder, number, result.count)
+        kind = vector_type(types.int32, result.count)
+        mask = emit_mask(builder, number, result.count)
         name = f"llvm.masked.load.v{result.count}i32.p0v{result.count}i32"
         function = ir.FunctionType(kind, [kind.as_pointer(), I32, mask.type, kind])
         call = cgutils.get_or_insert_function(builder.module, function, name)
@@ -136,7 +136,7 @@ def store_ints_part(typingctx: Any, p: Any, value: Any, count: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         p_at, vector, number = arguments
-        mask = _mask(builder, number, value.count)
+        mask = emit_mask(builder, number, value.count)
         name = f"llvm.masked.store.v{value.count}i32.p0v{value.count}i32"
         kind = vector.type
         function = ir.FunctionType(ir.VoidType(), [kind, kind.as_pointer(), I32, mask.type])

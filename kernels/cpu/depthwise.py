@@ -220,7 +220,8 @@ def axes(spec: Any, turned: bool) -> tuple[Any, Any]:
 
 def _planes(dtype: str, vectors: int, add: bool) -> Callable[..., None]:
     from gpuconv.kernels.cpu.depthwise_tile import fill_tile
-    from gpuconv.kernels.cpu.vector import lanes, outer, store_tile, tile
+    from gpuconv.kernels.cpu.tile import outer, store_tile, tile
+    from gpuconv.kernels.cpu.vector import lanes
 
     wide = lanes(dtype) * vectors
 

@@ -25,7 +25,8 @@ def _columns_weight(dtype: str, high: int, wide: int, rows: int, part: bool) -> 
         load_rows,
         sources,
     )
-    from gpuconv.kernels.cpu.vector import lanes, splat, store, store_tile
+    from gpuconv.kernels.cpu.tile import store_tile
+    from gpuconv.kernels.cpu.vector import lanes, splat, store
 
     count, taps, needed, behind = lanes(dtype), high * wide, rows + high - 1, wide - 1
 

@@ -19,25 +19,31 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpuconv.kernels.cpu import vector
-from gpuconv.kernels.cpu.vector import I32, I64, Tile, Vector, width
-
-_fma, _load, _splat = vector._fma, vector._load, vector._splat
-
-
-def _number(kind: Any) -> int:
-    return int(kind.literal_value)
+from gpuconv.kernels.cpu.vector import (
+    I32,
+    I64,
+    Tile,
+    Vector,
+    constant_of,
+    emit_fma,
+    emit_load,
+    emit_splat,
+    emit_store,
+    emit_store_part,
+    item_type,
+    width,
+)
 
 
 def _load_between(builder: Any, p: Any, first: Any, end: Any, kind: Any, at: int) -> Any:
     """Lanes first <= i < end of the numbers at p, i counted from p, of p + at ...; zeros else."""
     lanes = kind.count
     places = ir.Constant(ir.VectorType(I32, lanes), [at + i for i in range(lanes)])
-    low, high = (_splat(builder, builder.trunc(edge, I32), lanes) for edge in (first, end))
+    low, high = (emit_splat(builder, builder.trunc(edge, I32), lanes) for edge in (first, end))
     mask = builder.and_(
         builder.icmp_signed(">=", places, low), builder.icmp_signed("<", places, high)
     )
-    whole = ir.VectorType(vector._item(kind.dtype), lanes)
+    whole = ir.VectorType(item_type(kind.dtype), lanes)
     masked = ir.FunctionType(whole, [whole.as_pointer(), I32, mask.type, whole])
     suffix = f"v{lanes}f{kind.dtype.bitwidth}"
     name = f"llvm.masked.load.{suffix}.p0{suffix}"
@@ -50,19 +56,19 @@ def _loader(builder: Any, kind: Any, part: bool, first: Any, end: Any) -> Any:
     """load(p, at): the vector there, only lanes between first and end of p if `part`."""
     if part:
         return lambda p, at: _load_between(builder, p, first, end, kind, at)
-    return lambda p, at: _load(builder, p, kind, at)
+    return lambda p, at: emit_load(builder, p, kind, at)
 
 
 @intrinsic(prefer_literal=True)
 def splats(typingctx: Any, p: Any, step: Any, count: Any) -> Any:
     """`count` registers (a constant), register i full of p[i * step]."""
-    result = Tile(p.dtype, width(p.dtype), _number(count), 1)
+    result = Tile(p.dtype, width(p.dtype), constant_of(count), 1)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         new = ir.Constant(context.get_value_type(result), ir.Undefined)
         for i in range(result.rows):
             at = builder.gep(arguments[0], [builder.mul(arguments[1], I64(i))])
-            value = _splat(builder, builder.load(at), result.count)
+            value = emit_splat(builder, builder.load(at), result.count)
             new = builder.insert_value(new, value, i)
         return new
 
@@ -77,7 +83,7 @@ def load_rows(
 
     With the constant `part`, only the first `lanes` numbers of each are read, then zeros.
     """
-    result = Tile(p.dtype, width(p.dtype), _number(rows), 1)
+    result = Tile(p.dtype, width(p.dtype), constant_of(rows), 1)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         p_at, by, _, count, most, _ = arguments
@@ -88,7 +94,7 @@ def load_rows(
                 builder,
                 builder.icmp_signed(">", count, I64(i)),
                 lambda i=i: load(builder.gep(p_at, [builder.mul(by, I64(i))]), 0),
-                ir.VectorType(vector._item(p.dtype), result.count),
+                ir.VectorType(item_type(p.dtype), result.count),
             )
             new = builder.insert_value(new, value, i)
         return new
@@ -111,7 +117,7 @@ def _if(builder: Any, condition: Any, make: Any, kind: Any) -> Any:
 @intrinsic(prefer_literal=True)
 def filled(typingctx: Any, value: Any, rows: Any, vectors: Any) -> Any:
     """rows x vectors registers (constants), each the vector `value`."""
-    result = Tile(value.dtype, value.count, _number(rows), _number(vectors))
+    result = Tile(value.dtype, value.count, constant_of(rows), constant_of(vectors))
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         new = ir.Constant(context.get_value_type(result), ir.Undefined)
@@ -141,7 +147,7 @@ def row_products(
             each = [builder.extract_value(factors, r * taps + s) for s in range(taps)]
             row = builder.fmul(each[0], pixels[0])
             for w, x in zip(each[1:], pixels[1:], strict=True):
-                row = _fma(builder, sums, w, x, row)
+                row = emit_fma(builder, sums, w, x, row)
             new = builder.insert_value(new, builder.fadd(builder.extract_value(new, r), row), r)
         return new
 
@@ -191,7 +197,7 @@ def row_weights(
             for r in range(gy.rows):
                 slot = r * taps + s
                 known = [_within(builder, r, first, end)] if guard.literal_value else []
-                value = _fma(
+                value = emit_fma(
                     builder, sums, builder.extract_value(factors, r), _kept(builder, x, known),
                     builder.extract_value(new, slot),
                 )  # fmt: skip
@@ -210,7 +216,7 @@ def sources(
     Row i of an image of `height` rows, each `step` numbers, begins at x + i * step. For a row that
     is not in the image they are `nothing` and 0: pointer + (distance & mask) then stays there.
     """
-    rows = _number(count)
+    rows = constant_of(count)
     result = types.Tuple([types.UniTuple(x, rows), types.UniTuple(types.int64, rows)])
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -262,7 +268,7 @@ def column_products(
                 for s in range(taps):
                     slot = s * sums.vectors + b
                     w = builder.extract_value(factors, (j - b) * taps + s)
-                    value = _fma(builder, sums, w, x, builder.extract_value(new, slot))
+                    value = emit_fma(builder, sums, w, x, builder.extract_value(new, slot))
                     new = builder.insert_value(new, value, slot)
         return new
 
@@ -310,7 +316,7 @@ def column_weights(
                             builder.icmp_signed(">", valid, I64(b)),
                         ]
                     here = _kept(builder, x, known)
-                    value = _fma(builder, sums, g, here, builder.extract_value(new, slot))
+                    value = emit_fma(builder, sums, g, here, builder.extract_value(new, slot))
                     new = builder.insert_value(new, value, slot)
         return new
 
@@ -382,9 +388,9 @@ def write_rows(
                 value = builder.select(small, least, value)
                 at = builder.gep(p_at, [place])
                 if masked:
-                    vector._store_part(builder, value, at, most, values)
+                    emit_store_part(builder, value, at, most, values)
                 else:
-                    vector._store(builder, value, at, values)
+                    emit_store(builder, value, at, values)
         return context.get_dummy_value()
 
     kinds = values, p, types.int64, types.int64, types.int64, part, add, added, floor
@@ -427,7 +433,7 @@ def sums_of(typingctx: Any, p: Any, sums: Any) -> Any:
                 if len(left) == 1 and size > 1:
                     left.append(zero)
             at = builder.gep(p_at, [I64(start)])
-            vector._store_part(builder, left[0], at, I64(count), sums)
+            emit_store_part(builder, left[0], at, I64(count), sums)
         return context.get_dummy_value()
 
     return types.void(p, sums), codegen

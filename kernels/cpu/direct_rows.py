@@ -42,17 +42,8 @@ def _order(dtype: str) -> Callable[..., None]:
 
 def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
     from gpuconv.kernels.cpu.direct_tiles import copy_rows, outer_columns, places
-    from gpuconv.kernels.cpu.vector import (
-        lanes,
-        load,
-        load_part,
-        maximum,
-        splat,
-        store,
-        store_part,
-        store_tile,
-        tile,
-    )
+    from gpuconv.kernels.cpu.tile import store_tile, tile
+    from gpuconv.kernels.cpu.vector import lanes, load, load_part, maximum, splat, store, store_part
 
     wide = lanes(dtype)
 

@@ -57,22 +57,16 @@ def _sums(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
         store_places,
         turned,
     )
-    from gpuconv.kernels.cpu.vector import (
+    from gpuconv.kernels.cpu.tile import (
         add_column,
         add_tile_part,
-        lanes,
-        load,
-        load_part,
-        maximum,
         outer_rows,
         relu_tile,
-        splat,
-        store,
-        store_part,
         store_tile,
         store_tile_part,
         tile,
     )
+    from gpuconv.kernels.cpu.vector import lanes, load, load_part, maximum, splat, store, store_part
 
     wide = lanes(dtype)
     block = wide * vectors

@@ -11,8 +11,22 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gpuconv.kernels.cpu import vector
-from gpuconv.kernels.cpu.vector import I32, I64, Tile, load, load_part, splat, store
+from gpuconv.kernels.cpu.tile import emit_each
+from gpuconv.kernels.cpu.vector import (
+    I32,
+    I64,
+    Tile,
+    emit_fma,
+    emit_load,
+    emit_load_part,
+    emit_splat,
+    emit_store,
+    load,
+    load_part,
+    splat,
+    store,
+    width,
+)
 
 
 @intrinsic(prefer_literal=True)
@@ -51,12 +65,12 @@ def add_places(typingctx: Any, sums: Any, rows: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         each = cgutils.unpack_tuple(builder, arguments[1])
-        return vector._each(
+        return emit_each(
             builder,
             sums,
             arguments[0],
             lambda old, row, v: builder.fadd(
-                old, vector._load(builder, each[row], sums, v * sums.count)
+                old, emit_load(builder, each[row], sums, v * sums.count)
             ),
         )
 
@@ -71,7 +85,7 @@ def store_places(typingctx: Any, rows: Any, sums: Any) -> Any:
         for i, row in enumerate(cgutils.unpack_tuple(builder, arguments[0])):
             for v in range(sums.vectors):
                 value = builder.extract_value(arguments[1], i * sums.vectors + v)
-                vector._store(builder, value, row, sums, v * sums.count)
+                emit_store(builder, value, row, sums, v * sums.count)
         return context.get_dummy_value()
 
     return types.void(rows, sums), codegen
@@ -103,13 +117,13 @@ def _square(builder: Any, context: Any, result: Any, rows: list[Any]) -> Any:
 @intrinsic
 def turned(typingctx: Any, p: Any, step: Any) -> Any:
     """The square of numbers at p, rows `step` apart, as a tile whose rows are its columns."""
-    count = vector.width(p.dtype)
+    count = width(p.dtype)
     result = Tile(p.dtype, count, count, 1)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         p_at, by = arguments
         rows = [
-            vector._load(builder, builder.gep(p_at, [builder.mul(by, I64(i))]), result)
+            emit_load(builder, builder.gep(p_at, [builder.mul(by, I64(i))]), result)
             for i in range(count)
         ]
         return _square(builder, context, result, rows)
@@ -120,7 +134,7 @@ def turned(typingctx: Any, p: Any, step: Any) -> Any:
 @intrinsic
 def turned_part(typingctx: Any, p: Any, step: Any, rows: Any, columns: Any) -> Any:
     """As `turned`, reading only the first `rows` rows and `columns` columns; zeros elsewhere."""
-    count = vector.width(p.dtype)
+    count = width(p.dtype)
     result = Tile(p.dtype, count, count, 1)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -130,7 +144,7 @@ def turned_part(typingctx: Any, p: Any, step: Any, rows: Any, columns: Any) -> A
             inside = builder.icmp_signed(">", rows_at, I64(i))
             left = builder.select(inside, columns_at, I64(0))
             at = builder.gep(p_at, [builder.mul(by, I64(i))])
-            found.append(vector._load_part(builder, at, left, result))
+            found.append(emit_load_part(builder, at, left, result))
         return _square(builder, context, result, found)
 
     return result(p, types.int64, types.int64, types.int64), codegen
@@ -147,7 +161,7 @@ def scatter(typingctx: Any, p: Any, table: Any, step: Any, count: Any, sums: Any
                 place = builder.load(builder.gep(table_at, [I64(i)]))
                 with builder.if_then(builder.icmp_signed(">=", place, I64(0))):
                     at = builder.gep(p_at, [builder.mul(place, by)])
-                    vector._store(builder, builder.extract_value(values, i), at, sums)
+                    emit_store(builder, builder.extract_value(values, i), at, sums)
         return context.get_dummy_value()
 
     return types.void(p, table, types.int64, types.int64, sums), codegen
@@ -249,17 +263,17 @@ def outer_columns(typingctx: Any, sums: Any, a: Any, columns: Any, at: Any) -> A
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         old, a_at, pointers, index = arguments
         beside = [
-            vector._load(builder, builder.gep(p, [index]), sums)
+            emit_load(builder, builder.gep(p, [index]), sums)
             for p in cgutils.unpack_tuple(builder, pointers)
         ]
         new = old
         for i in range(sums.rows):
             number = builder.load(builder.gep(a_at, [I64(i)]))
-            each = vector._splat(builder, number, sums.count)
+            each = emit_splat(builder, number, sums.count)
             for v, other in enumerate(beside):
                 slot = i * sums.vectors + v
                 was = builder.extract_value(old, slot)
-                new = builder.insert_value(new, vector._fma(builder, sums, each, other, was), slot)
+                new = builder.insert_value(new, emit_fma(builder, sums, each, other, was), slot)
         return new
 
     return sums(sums, a, columns, types.int64), codegen

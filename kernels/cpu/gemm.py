@@ -32,23 +32,25 @@ def _multiply(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
 
     from gpuconv.kernels.cpu.blocks import fetch_tile
     from gpuconv.kernels.cpu.pack import packers
-    from gpuconv.kernels.cpu.vector import (
+    from gpuconv.kernels.cpu.tile import (
         add_column,
         add_row,
         add_tile,
+        outer,
+        relu_tile,
+        store_tile,
+        tile,
+    )
+    from gpuconv.kernels.cpu.vector import (
         address,
         lanes,
         load,
         load_part,
         maximum,
-        outer,
         pointer,
-        relu_tile,
         splat,
         store_part,
-        store_tile,
-        tile,
-    )  # fmt: skip
+    )
 
     count = lanes(dtype)
     wide = vectors * count
@@ -253,7 +255,7 @@ def _add(dtype: str) -> Callable[..., None]:
         splat,
         store,
         store_part,
-    )  # fmt: skip
+    )
 
     count = lanes(dtype)
     size = 4 if dtype == "float32" else 8

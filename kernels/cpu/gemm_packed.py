@@ -43,22 +43,17 @@ def _multiply(dtype: str, rows: int, vectors: int, last: bool) -> Callable[..., 
     from numba import njit
 
     from gpuconv.kernels.cpu.blocks import prefetch_near, turn_part
+    from gpuconv.kernels.cpu.tile import add_row, add_tile, outer, relu_tile, store_tile, tile
     from gpuconv.kernels.cpu.vector import (
-        add_row,
-        add_tile,
         address,
         lanes,
         load,
         load_part,
         maximum,
-        outer,
         pointer,
-        relu_tile,
         splat,
         store_part,
-        store_tile,
-        tile,
-    )  # fmt: skip
+    )
 
     count = lanes(dtype)
     wide = vectors * count

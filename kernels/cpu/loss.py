@@ -73,15 +73,13 @@ def _rows(dtype: str, which: str) -> Callable[..., None]:
 
     import numba
 
+    from gpuconv.kernels.cpu.rows import exp_negative, largest, load_part_of
     from gpuconv.kernels.cpu.vector import (
         address,
-        exp_negative,
         fma,
         lanes,
-        largest,
         load,
         load_part,
-        load_part_of,
         maximum,
         splat,
         store,
@@ -180,15 +178,8 @@ def _planes(dtype: str, which: str) -> Callable[..., None]:
 
     import numba
 
-    from gpuconv.kernels.cpu.vector import (
-        address,
-        exp_negative,
-        lanes,
-        load_part,
-        maximum,
-        splat,
-        store_part,
-    )
+    from gpuconv.kernels.cpu.rows import exp_negative
+    from gpuconv.kernels.cpu.vector import address, lanes, load_part, maximum, splat, store_part
 
     wide, real = lanes(dtype), getattr(numba, dtype)
 

@@ -45,19 +45,16 @@ def _forward(dtype: str) -> Callable[..., None]:
 
     import numba
 
-    from gpuconv.kernels.cpu.vector import (
-        address,
+    from gpuconv.kernels.cpu.rows import (
         fma_tile,
         fold,
-        lanes,
         load_row,
         load_row_part,
         splat_tile,
         store_row_part,
-        store_tile,
-        tile,
-        total,
     )
+    from gpuconv.kernels.cpu.tile import store_tile, tile
+    from gpuconv.kernels.cpu.vector import address, lanes, total
 
     wide, real = 4 * lanes(dtype), getattr(numba, dtype)
 
@@ -206,19 +203,16 @@ def _forward(dtype: str) -> Callable[..., None]:
 def _backward(dtype: str) -> Callable[..., None]:
     import numba
 
-    from gpuconv.kernels.cpu.vector import (
-        address,
+    from gpuconv.kernels.cpu.rows import (
         fma_tile,
         fold,
-        lanes,
         load_row,
         load_row_part,
         splat_tile,
         store_row_part,
-        store_tile,
-        tile,
-        total,
     )
+    from gpuconv.kernels.cpu.tile import store_tile, tile
+    from gpuconv.kernels.cpu.vector import address, lanes, total
 
     wide = 4 * lanes(dtype)
 

@@ -42,7 +42,8 @@ def _access(whole: bool) -> tuple[Any, Any]:
     """load(like, p, width) and store(p, tile, width), which heed `width` unless it is `whole`."""
     import numba
 
-    from gpuconv.kernels.cpu.vector import load_row, load_row_part, store_row_part, store_tile
+    from gpuconv.kernels.cpu.rows import load_row, load_row_part, store_row_part
+    from gpuconv.kernels.cpu.tile import store_tile
 
     if whole:
 
@@ -67,16 +68,15 @@ def _forward(dtype: str) -> Callable[..., None]:
 
     import numba
 
-    from gpuconv.kernels.cpu.vector import (
-        address,
+    from gpuconv.kernels.cpu.rows import (
         at_most,
         fma_tile,
-        lanes,
         load_row_part,
         splat_tile,
         store_row_part,
-        tile,
     )
+    from gpuconv.kernels.cpu.tile import tile
+    from gpuconv.kernels.cpu.vector import address, lanes
 
     wide, real = 4 * lanes(dtype), getattr(numba, dtype)
 
@@ -233,14 +233,9 @@ def _forward(dtype: str) -> Callable[..., None]:
 def _backward(dtype: str) -> Callable[..., None]:
     import numba
 
-    from gpuconv.kernels.cpu.vector import (
-        address,
-        fma_tile,
-        lanes,
-        load_row_part,
-        store_row_part,
-        tile,
-    )
+    from gpuconv.kernels.cpu.rows import fma_tile, load_row_part, store_row_part
+    from gpuconv.kernels.cpu.tile import tile
+    from gpuconv.kernels.cpu.vector import address, lanes
 
     wide = 4 * lanes(dtype)
 

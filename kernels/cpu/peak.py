@@ -22,7 +22,8 @@ def products() -> Kernel:
 
 
 def _products(rows: int, vectors: int) -> Callable[..., None]:
-    from gpuconv.kernels.cpu.vector import lanes, outer, store_tile, tile
+    from gpuconv.kernels.cpu.tile import outer, store_tile, tile
+    from gpuconv.kernels.cpu.vector import lanes
 
     columns = vectors * lanes("float32")
 

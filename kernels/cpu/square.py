@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpuconv.kernels.cpu.vector import I32, I64, Tile, _load, _load_part, width
+from gpuconv.kernels.cpu.vector import I32, I64, Tile, emit_load, emit_load_part, width
 
 
 def _square(p: Any) -> Any:
@@ -39,7 +39,7 @@ def square(typingctx: Any, p: Any, step: Any, rows: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         at, by, count = arguments
         starts = (builder.mul(_least(builder, i, count), by) for i in range(kind.rows))
-        each = (_load(builder, builder.gep(at, [start]), kind) for start in starts)
+        each = (emit_load(builder, builder.gep(at, [start]), kind) for start in starts)
         return _filled(context, builder, kind, each)
 
     return kind(p, types.int64, types.int64), codegen
@@ -53,7 +53,7 @@ def square_part(typingctx: Any, p: Any, step: Any, rows: Any, columns: Any) -> A
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         at, by, count, valid = arguments
         starts = (builder.mul(_least(builder, i, count), by) for i in range(kind.rows))
-        each = (_load_part(builder, builder.gep(at, [s]), valid, kind) for s in starts)
+        each = (emit_load_part(builder, builder.gep(at, [s]), valid, kind) for s in starts)
         return _filled(context, builder, kind, each)
 
     return kind(p, types.int64, types.int64, types.int64), codegen
@@ -71,7 +71,7 @@ def square_rows(typingctx: Any, p: Any, order: Any, first: Any, step: Any, rows:
             number = builder.load(builder.gep(numbers, [_least(builder, i, count)]))
             number = number if order.dtype.bitwidth == 64 else builder.sext(number, I64)
             start = builder.mul(builder.sub(number, origin), by)
-            each.append(_load(builder, builder.gep(at, [start]), kind))
+            each.append(emit_load(builder, builder.gep(at, [start]), kind))
         return _filled(context, builder, kind, each)
 
     return kind(p, order, types.int64, types.int64, types.int64), codegen

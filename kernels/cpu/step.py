@@ -75,6 +75,7 @@ def _sgd(dtype: str) -> Callable[..., None]:
 
 
 def _adam(dtype: str) -> Callable[..., None]:
+    from gpuconv.kernels.cpu.rows import square_root
     from gpuconv.kernels.cpu.vector import (
         address,
         fma,
@@ -82,7 +83,6 @@ def _adam(dtype: str) -> Callable[..., None]:
         load_part,
         maximum,
         splat,
-        square_root,
         store_part,
     )
 
@@ -119,6 +119,7 @@ def _adam(dtype: str) -> Callable[..., None]:
 
 
 def _rmsprop(dtype: str) -> Callable[..., None]:
+    from gpuconv.kernels.cpu.rows import square_root
     from gpuconv.kernels.cpu.vector import (
         address,
         fma,
@@ -126,7 +127,6 @@ def _rmsprop(dtype: str) -> Callable[..., None]:
         load_part,
         maximum,
         splat,
-        square_root,
         store_part,
     )
 

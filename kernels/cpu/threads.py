@@ -29,7 +29,7 @@ def _work() -> Any:
     """work(state, thread): the thread's own share of the tasks, then what others have left."""
     from numba import njit
 
-    from gpuconv.kernels.cpu.vector import call, fetch_add
+    from gpuconv.kernels.cpu.atomic import call, fetch_add
 
     def work(state: Any, thread: Any) -> None:
         function, block = state[FUNCTION], state[BLOCK]
@@ -53,7 +53,7 @@ def _launch() -> Any:
     """launch(state, function, tasks, limit, block): one job."""
     from numba import njit
 
-    from gpuconv.kernels.cpu.vector import call, fetch_add, give_way, pause, peek, poke
+    from gpuconv.kernels.cpu.atomic import call, fetch_add, give_way, pause, peek, poke
 
     work = _work()
 
@@ -111,7 +111,7 @@ def _replay() -> Callable[..., None]:
 
 
 def _serve() -> Callable[..., None]:
-    from gpuconv.kernels.cpu.vector import fetch_add, give_way, pause, peek
+    from gpuconv.kernels.cpu.atomic import fetch_add, give_way, pause, peek
 
     work = _work()
 

@@ -15,7 +15,16 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gpuconv.kernels.cpu.vector import I32, I64, Vector, _fma, _load, _load_part, _store, width
+from gpuconv.kernels.cpu.vector import (
+    I32,
+    I64,
+    Vector,
+    emit_fma,
+    emit_load,
+    emit_load_part,
+    emit_store,
+    width,
+)
 
 Numbers = Sequence[Fraction]
 
@@ -41,12 +50,14 @@ def both_sides(matrix: Sequence[Numbers]) -> Any:
                     builder.gep(p, [builder.add(builder.mul(by_row, I64(i)), across[j])])
                     for i in range(size)
                 ]
-                half.append(_apply(builder, kind, matrix, [_load(builder, x, kind) for x in lines]))
+                half.append(
+                    _apply(builder, kind, matrix, [emit_load(builder, x, kind) for x in lines])
+                )
             for i in range(rows):
                 done = _apply(builder, kind, matrix, [half[j][i] for j in range(size)])
                 for j, value in enumerate(done):
                     place = builder.mul(by, I64(i * rows + j))
-                    _store(builder, value, builder.gep(q, [place]), kind)
+                    emit_store(builder, value, builder.gep(q, [place]), kind)
             return context.get_dummy_value()
 
         return types.void(source, types.int64, types.int64, target, types.int64), codegen
@@ -71,14 +82,14 @@ def both_sides_interleaved(matrix: Sequence[Numbers]) -> Any:
             half = []
             for j in range(size):
                 places = [builder.mul(by, I64(i * size + j)) for i in range(size)]
-                values = [_load(builder, builder.gep(p, [at]), kind) for at in places]
+                values = [emit_load(builder, builder.gep(p, [at]), kind) for at in places]
                 half.append(_apply(builder, kind, matrix, values))
             rows = []
             for i in range(3):
                 done = _apply(builder, kind, matrix, [half[j][i] for j in range(size)])
                 rows.append(_weave(builder, kind, [[value] for value in done], 1))
             for i, value in enumerate(_weave(builder, kind, rows, 3)):
-                _store(builder, value, q, kind, i * kind.count)
+                emit_store(builder, value, q, kind, i * kind.count)
             return context.get_dummy_value()
 
         return types.void(source, types.int64, target), codegen
@@ -101,7 +112,7 @@ def turn(typingctx: Any, source: Any, row: Any, target: Any, step: Any) -> Any:
         for block in range(0, kind.count, 4):
             rows = []
             for i in range(4):
-                parts = [_load(builder, line, quarter, block) for line in lines[i::4]]
+                parts = [emit_load(builder, line, quarter, block) for line in lines[i::4]]
                 while len(parts) > 1:
                     size = 2 * parts[0].type.count
                     pairs = zip(parts[::2], parts[1::2], strict=True)
@@ -109,7 +120,7 @@ def turn(typingctx: Any, source: Any, row: Any, target: Any, step: Any) -> Any:
                 rows.append(parts[0])
             for j, value in enumerate(_turned(builder, rows, kind.count, 4)):
                 place = builder.gep(q, [builder.mul(by, I64(block + j))])
-                _store(builder, value, place, kind)
+                emit_store(builder, value, place, kind)
         return context.get_dummy_value()
 
     return types.void(source, types.int64, target, types.int64), codegen
@@ -129,9 +140,9 @@ def turn_part(
             inside = builder.icmp_signed(">", rows_at, I64(i))
             count = builder.select(inside, columns_at, I64(0))
             line = builder.gep(p, [builder.mul(by_row, I64(i))])
-            found.append(_load_part(builder, line, count, kind))
+            found.append(emit_load_part(builder, line, count, kind))
         for j, value in enumerate(_turned(builder, found, kind.count, kind.count)):
-            _store(builder, value, builder.gep(q, [builder.mul(by, I64(j))]), kind)
+            emit_store(builder, value, builder.gep(q, [builder.mul(by, I64(j))]), kind)
         return context.get_dummy_value()
 
     integer = types.int64
@@ -234,5 +245,5 @@ def _sum(builder: Any, kind: Any, terms: list[tuple[Fraction, Any]], start: Any 
             if total is None:
                 total = builder.fmul(number, value)
             else:
-                total = _fma(builder, kind, number, value, total)
+                total = emit_fma(builder, kind, number, value, total)
     return total

@@ -33,21 +33,17 @@ def _lanes(dtype: str, rows: int, vectors: int) -> Callable[..., None]:
         square_part,
         transposed,
     )  # fmt: skip
+    from gpuconv.kernels.cpu.tile import add_tile, outer_rows, store_tile, store_tile_part, tile
     from gpuconv.kernels.cpu.vector import (
-        add_tile,
         address,
         lanes,
         load,
         load_part,
-        outer_rows,
         pointer,
         splat,
         store,
         store_part,
-        store_tile,
-        store_tile_part,
-        tile,
-    )  # fmt: skip
+    )
 
     n = lanes(dtype)
     columns = vectors * n

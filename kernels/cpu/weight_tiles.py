@@ -20,21 +20,17 @@ def outer(dtype: str, rows: int, wide: int, narrow: int) -> Callable[..., None]:
         square_rows,
         transposed,
     )  # fmt: skip
+    from gpuconv.kernels.cpu.tile import add_tile, outer_rows, store_tile, store_tile_part, tile
     from gpuconv.kernels.cpu.vector import (
-        add_tile,
         address,
         lanes,
         load,
         load_part,
-        outer_rows,
         pointer,
         splat,
         store,
         store_part,
-        store_tile,
-        store_tile_part,
-        tile,
-    )  # fmt: skip
+    )
 
     n = lanes(dtype)
     entry = rows + 4

@@ -52,16 +52,8 @@ MOST_WORKSPACE = 1 << 26  # bytes of a transformed image
 def _winograd(size: int, rows: int, vectors: int) -> Callable[..., None]:
     from numba import njit
 
-    from gpuconv.kernels.cpu.vector import (
-        address,
-        lanes,
-        load_part,
-        outer,
-        prefetch,
-        splat,
-        store,
-        tile,
-    )  # fmt: skip
+    from gpuconv.kernels.cpu.tile import outer, tile
+    from gpuconv.kernels.cpu.vector import address, lanes, load_part, prefetch, splat, store
     from gpuconv.kernels.cpu.winograd_transform import (
         add_blocks,
         copies,

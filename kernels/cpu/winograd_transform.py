@@ -24,31 +24,33 @@ from numba.extending import intrinsic
 
 from gpuconv.kernels.cpu.cook_toom import matrices
 from gpuconv.kernels.cpu.square import square, transposed
+from gpuconv.kernels.cpu.tile import (
+    add_row,
+    add_tile_part,
+    emit_each,
+    relu_tile,
+    store_tile,
+    store_tile_part,
+)
 from gpuconv.kernels.cpu.transforms import _apply, _shuffle, both_sides
 from gpuconv.kernels.cpu.vector import (
     I64,
     Tile,
     Vector,
-    _each,
-    _load,
-    _mask,
-    _store,
-    _vector,
-    add_row,
-    add_tile_part,
     address,
+    emit_load,
+    emit_mask,
+    emit_store,
     lanes,
     load,
     load_part,
     maximum,
-    relu_tile,
     splat,
     store,
     store_part,
-    store_tile,
-    store_tile_part,
+    vector_type,
     width,
-)  # fmt: skip
+)
 
 POINTS = {  # m: points beside infinity
     4: ((0, 1), (2, 3), (-2, 3), (3, 2), (-3, 2)),
@@ -75,13 +77,13 @@ def transforms(m: int) -> tuple[Any, Any, Any]:
             half = []
             for j in range(n):
                 places = [builder.gep(p, [builder.mul(by, I64(n * i + j))]) for i in range(n)]
-                values = [_load(builder, place, kind) for place in places]
+                values = [emit_load(builder, place, kind) for place in places]
                 half.append(_apply(builder, kind, a, values))
             for i in range(m):
                 done = _apply(builder, kind, a, [column[i] for column in half])
                 line = builder.gep(q, [builder.mul(by_row, I64(i))])
                 for j, value in enumerate(done):
-                    _store(builder, value, line, kind, j * kind.count)
+                    emit_store(builder, value, line, kind, j * kind.count)
             return context.get_dummy_value()
 
         return types.void(source, types.int64, target, types.int64), codegen
@@ -114,8 +116,8 @@ def planes_part(typingctx: Any, p: Any, step: Any, lanes: Any) -> Any:
             inside = builder.icmp_signed(">", count, I64(i))
             start = builder.select(inside, builder.mul(by, I64(i)), I64(0))
             lines.append(builder.gep(base, [start]))
-        mask = _mask(builder, count, result.count)
-        zero = ir.Constant(_vector(p.dtype, result.count), None)
+        mask = emit_mask(builder, count, result.count)
+        zero = ir.Constant(vector_type(p.dtype, result.count), None)
         found = [builder.select(mask, v, zero) for v in _turned(builder, p, lines)]
         return _tile(context, builder, result, found)
 
@@ -124,7 +126,7 @@ def planes_part(typingctx: Any, p: Any, step: Any, lanes: Any) -> Any:
 
 def _turned(builder: Any, p: Any, lines: list[Any]) -> list[Any]:
     """4 numbers from each of the pointers `lines`, as 4 vectors of one number of each."""
-    quad = _vector(p.dtype, 4).as_pointer()
+    quad = vector_type(p.dtype, 4).as_pointer()
     rows = [builder.load(builder.bitcast(line, quad), align=4) for line in lines]
     return _quads(builder, _columns(builder, rows), len(lines))
 
@@ -175,12 +177,12 @@ def add_blocks(typingctx: Any, sums: Any, p: Any, step: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         old, p_at, by = arguments
         blocks = [builder.gep(p_at, [builder.mul(by, I64(v))]) for v in range(sums.vectors)]
-        return _each(
+        return emit_each(
             builder,
             sums,
             old,
             lambda value, row, v: builder.fadd(
-                _load(builder, blocks[v], sums, row * sums.count), value
+                emit_load(builder, blocks[v], sums, row * sums.count), value
             ),
         )
 
@@ -197,7 +199,7 @@ def store_blocks(typingctx: Any, p: Any, step: Any, sums: Any) -> Any:
             block = builder.gep(p_at, [builder.mul(by, I64(v))])
             for i in range(sums.rows):
                 value = builder.extract_value(values, i * sums.vectors + v)
-                _store(builder, value, block, sums, i * sums.count)
+                emit_store(builder, value, block, sums, i * sums.count)
         return context.get_dummy_value()
 
     return types.void(p, types.int64, sums), codegen

@@ -144,7 +144,7 @@ def _multiplier(rows: int, vectors: int, lanes: int) -> Any:
     """multiply(...): the products of one tile of rows x vectors."""
     from numba import njit
 
-    from gpuconv.kernels.cpu.vector import add_tile, outer, store_tile, tile
+    from gpuconv.kernels.cpu.tile import add_tile, outer, store_tile, tile
 
     wide = vectors * lanes
 

@@ -176,7 +176,8 @@ def test_the_operation(be: Any, rng: np.random.Generator) -> None:
 
 
 def _exponents(dtype: str) -> Any:
-    from gpuconv.kernels.cpu.vector import exp_negative, lanes, load, store
+    from gpuconv.kernels.cpu.rows import exp_negative
+    from gpuconv.kernels.cpu.vector import lanes, load, store
 
     wide = lanes(dtype)
 

@@ -20,7 +20,7 @@ from gpuconv.kernels.cpu.compiler import I64, I64P, Kernel
 
 
 def _count() -> Callable[..., None]:
-    from gpuconv.kernels.cpu.vector import fetch_add
+    from gpuconv.kernels.cpu.atomic import fetch_add
 
     def count(task: I64, thread: I64, seen: I64P, spent: I64P, turns: I64) -> None:
         total = 0

@@ -180,3 +180,13 @@ def test_every_function_has_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = {c.__name__ for c in every_function() - passed}
     # A base class, and the move between two devices, of which one machine has but one.
     assert missing == {"Pointwise", "ToDevice"}
+
+
+def test_padding_that_crops_everything_and_grows_on_the_other_side() -> None:
+    x = gc.tensor(np.ones((1, 1, 2, 3)), requires_grad=True)
+    y = gc.pad(x, (-5, 14), "constant", 2.0)
+    assert y.shape == (1, 1, 2, 12)
+    assert (y.detach().numpy() == 2).all()
+    y.sum().backward()
+    assert x.grad is not None
+    assert (x.grad.numpy() == 0).all()

@@ -224,7 +224,7 @@ def _overlap(size: Ints, pads: Pads) -> tuple[tuple[slice, ...], tuple[slice, ..
     """Where the kept part of an array of `size` lies: in the padded array, and in itself."""
     inside, kept = [slice(None)] * 2, [slice(None)] * 2
     for n, (lo, hi) in zip(size, pads, strict=True):
-        length = n + min(lo, 0) + min(hi, 0)
+        length = max(n + min(lo, 0) + min(hi, 0), 0)  # a crop may leave nothing
         inside.append(slice(max(lo, 0), max(lo, 0) + length))
         kept.append(slice(max(-lo, 0), max(-lo, 0) + length))
     return tuple(inside), tuple(kept)

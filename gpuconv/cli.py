@@ -1,4 +1,4 @@
-"""The program `gpuconv`: train | eval | predict | summary | viz | kernels | doctor.
+"""The program `gpuconv`: train | eval | predict | summary | explain | viz | kernels | doctor.
 
 Results go to standard output, progress and errors to standard error. A problem the user can mend is
 one line there and exit status 1; a wrong command line is status 2.
@@ -22,6 +22,7 @@ from gpuconv.backends import BACKENDS, backend, host_backend, resolve_device
 from gpuconv.command import one_line_errors
 from gpuconv.errors import ArgumentError
 from gpuconv.run import Config
+from gpuconv.viz import arguments
 from gpuconv.viz.program import app as viz
 
 app = typer.Typer(
@@ -200,6 +201,43 @@ def summary(
         raise ArgumentError(f"--input {input!r} is no shape; write CxHxW, as in 3x32x32")
     table = gpuconv.summary(models.for_images(model, classes, shape[-3:]), shape)
     print(json.dumps(table.to_dict(), indent=2) if as_json else str(table))
+
+
+@app.command()
+@one_line_errors
+def explain(
+    input: Annotated[str, typer.Option(help="The image's size: HxW, or one number.")],
+    kernel: Annotated[str, typer.Option(help="Its size: HxW, or one number.")],
+    stride: Annotated[
+        str | None, typer.Option(help="A number, or HxW; 1 if not given, for pooling the kernel.")
+    ] = None,
+    padding: Annotated[
+        str, typer.Option(help="1, 1x2 (HxW), 0:1x2:1 (top:bottom x left:right), same or valid.")
+    ] = "0",
+    dilation: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
+    channels: Annotated[int, typer.Option(help="Of the input.")] = 1,
+    filters: Annotated[
+        int | None, typer.Option(help="Channels of the output; by default one a group.")
+    ] = None,
+    groups: Annotated[int, typer.Option(help="Groups of channels.")] = 1,
+    bias: Annotated[bool, typer.Option(help="One bias a filter.")] = True,
+    pooling: Annotated[bool, typer.Option("--pooling", help="A pooling instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say the arithmetic of a convolution: sizes, padding, what is dropped, parameters, work."""
+    found = gpuconv.explain.arithmetic(
+        arguments.sizes("--input", input),
+        arguments.sizes("--kernel", kernel),
+        None if stride is None else arguments.sizes("--stride", stride),
+        arguments.padding("--padding", padding),
+        arguments.sizes("--dilation", dilation),
+        channels=channels,
+        filters=filters,
+        groups=groups,
+        bias=bias,
+        pooling=pooling,
+    )
+    print(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
 
 
 @app.command()

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.arithmetic import Arithmetic as Arithmetic, arithmetic as arithmetic
 from gpuconv.backends import get_backend, resolve_device
 from gpuconv.errors import ArgumentError
 from gpuconv.planned import padded

@@ -98,7 +98,7 @@ class State:
         self.parked: dict[int, Any] = {}  # the same, of lanes that wait for their warp
         self.waiting: dict[int, Any] = {}  # barrier number -> who waits there
         self.sregs: dict[str, Any] = {}
-        self.max_steps = opts["max_steps"]
+        self.max_steps, self.trace = opts["max_steps"], opts["trace"]
 
     # -- active set --------------------------------------------------------------------------
     def activate(self, mask: Any) -> None:
@@ -395,6 +395,8 @@ class State:
                 self.force = False
                 self.count[b] += self.n
                 self.wcount[b] += self.nwarps
+                if self.trace is not None:
+                    self.trace.enter(self, bb)
                 for f in bb.ops:
                     f(self)
                 nxt = bb.term(self)

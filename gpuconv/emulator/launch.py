@@ -77,6 +77,7 @@ class Module:
         lanes: int = 8192,
         sample: tuple[int, int] | None = (24, 16),
         max_steps: int = 20_000_000,
+        trace: Any = None,
     ) -> Report:
         """Run a kernel (None: the first); arrays in args are updated in place.
 
@@ -87,7 +88,10 @@ class Module:
         strict: raise `CheckFailed` on error findings. race: True, False or "shared" (kernels whose
         blocks synchronise through global memory). stats: access patterns. lanes: threads emulated
         together. sample=(first, every): which executions of each memory instruction have their
-        pattern analysed, None for all. max_steps: basic blocks until `PtxError`.
+        pattern analysed, None for all. max_steps: basic blocks until `PtxError`. trace: is told of
+        everything, in order: `begin(program, grid, arguments, params, memory)`, again where the
+        launch must start again; `enter(state, block)` of every basic block that lanes run;
+        `access(state, instruction, space, offsets, lanes, nbytes)` of every clean memory access.
         """
         prog = self.program(name)
         grid, block = _dim3(grid), _dim3(block)
@@ -111,8 +115,11 @@ class Module:
                 "stats": stats,
                 "sampler": Sampler(*(sample or (1 << 62, 1))),
                 "max_steps": max_steps,
+                "trace": trace,
                 "now": 1,
             }
+            if trace is not None:
+                trace.begin(prog, grid, args, params, gmem)
             per = max(1, lanes // ((nthreads + 31) // 32 * 32))
             start = time.perf_counter()
             count, wcount = (

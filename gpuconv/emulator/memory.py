@@ -224,6 +224,8 @@ def reach(S: State, ins: Instr, space: str, addr: Any, nbytes: int, store: bool)
 
 def pattern(S: State, ins: Instr, space: str, raw: Any, idx: Any, nbytes: int) -> None:
     """Access-pattern statistics: sectors per global request, wavefronts per shared request."""
+    if S.trace is not None:
+        S.trace.access(S, ins, space, raw, idx, nbytes)
     if not S.stats or space not in ("global", "shared"):
         return
     key = (ins.pc, space)

@@ -265,24 +265,41 @@ class CurvePlot(Callback):
 
 def curves(history: History, kind: str = "png") -> bytes:
     """An image file of losses and accuracies over the epochs; needs matplotlib, but no display."""
-    from matplotlib.figure import Figure
+    image = BytesIO()
+    draw_curves(history).savefig(image, format=kind, dpi=120)
+    return image.getvalue()
+
+
+def draw_curves(history: History) -> Any:
+    """matplotlib's figure of the losses, accuracies and learning rates that there are."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for part, style in (("train", "--"), ("valid", "-")):
-            points = [
-                (row["epoch"], row[f"{part}_{name}"])
-                for row in history.rows
-                if is_number(row[f"{part}_{name}"])
-            ]
+    from gpuconv.viz.style import new_figure
+
+    panels = {
+        "loss": {"train": "train_loss", "valid": "valid_loss"},
+        "accuracy": {"train": "train_accuracy", "valid": "valid_accuracy"},
+        "learning rate": {"": "lr"},
+    }
+    drawn: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for name, columns in panels.items():
+        for part, column in columns.items():
+            points = [(r["epoch"], r[column]) for r in history.rows if is_number(r[column])]
             if points:
-                axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3, label=part)
-                axes.legend()
+                drawn.setdefault(name, {})[part] = points
+    count = max(len(drawn), 1)
+    figure = new_figure(4.2 * count, 3.6)
+    panes = figure.subplots(1, count, squeeze=False)[0]
+    for axes, (name, lines) in zip(panes, drawn.items(), strict=False):
+        for part, points in lines.items():
+            style = "--" if part == "train" else "-"
+            axes.plot(*zip(*points, strict=True), style, marker="o", markersize=3, label=part)
+        if "" not in lines:
+            axes.legend()
+        last = ", ".join(f"{part} {points[-1][1]:.4g}".strip() for part, points in lines.items())
+        axes.set_title(f"{name}: {last}", fontsize=10)
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    image = BytesIO()
-    figure.savefig(image, format=kind, dpi=120)
-    return image.getvalue()
+    return figure

@@ -4,4 +4,22 @@ Each function returns a matplotlib figure or an `Animation`; `save(picture, "fil
 and a notebook shows it. `gpuconv viz` draws the same from the command line. Needs the extra `viz`.
 """
 
+from gpuconv.viz.backpropagation import backward as backward
+from gpuconv.viz.blocks import tile as tile
+from gpuconv.viz.channel_sums import channels as channels
+from gpuconv.viz.convolution import conv as conv
+from gpuconv.viz.filtering import apply as apply
+from gpuconv.viz.grad_cam import cam as cam
+from gpuconv.viz.layers import features as features, filters as filters
+from gpuconv.viz.receptive import receptive_field as receptive_field
+from gpuconv.viz.results import (
+    Evaluation as Evaluation,
+    confusion as confusion,
+    curves as curves,
+    evaluate as evaluate,
+    mistakes as mistakes,
+)
+from gpuconv.viz.saved import read_model as read_model, read_photo as read_photo
 from gpuconv.viz.style import Animation as Animation, save as save
+from gpuconv.viz.toeplitz import matrix as matrix
+from gpuconv.viz.visits import coverage as coverage

@@ -1,10 +1,12 @@
 """What `gpuconv viz` and `gpuconv explain` are told on the command line, as numbers."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpuconv.data.image import SUFFIXES
 from gpuconv.errors import ArgumentError
 
 MOST = 1 << 20  # of a size
@@ -24,6 +26,16 @@ def sizes(option: str, text: str, least: int = 1, axes: int | None = 2) -> tuple
             f"{'3x32x32' if axes == 3 else '5x5'}"
         )
     return found
+
+
+def image(option: str, text: str, axes: int = 2) -> tuple[int, ...] | Path:
+    """A size, "5x5" or with three axes "3x5x5", or the path of an image file."""
+    if text.lower().endswith(SUFFIXES) or Path(text).is_file():
+        return Path(text)
+    try:
+        return sizes(option, text, axes=axes)
+    except ArgumentError as error:
+        raise ArgumentError(f"{error}; or name an image file ({', '.join(SUFFIXES)})") from None
 
 
 def padding(option: str, text: str) -> Any:

@@ -27,14 +27,17 @@ HEAT, SIGNED = "cividis", "PuOr_r"  # colour maps: from nothing up; around zero
 DPI = 100
 SUFFIXES = (".gif", ".html", ".png")
 COLOURS = 64  # of a frame, which makes files small; there is no dithering
-_BUTTONS = "".join(
-    f".fa-{name}:before{{content:'\\{code}'}}"
-    for name, code in {
-        "minus": "2212", "plus": "002B", "play": "25B6", "pause": "23F8", "fast-backward": "23EE",
-        "fast-forward": "23ED", "step-backward": "25C0\\2009|", "step-forward": "|\\2009 25B6",
+_BUTTONS = "".join(  # of triangles and lines, which every font has
+    f".fa-{name}:before{{content:'{text}'}}"
+    for name, text in {
+        "minus": "−", "plus": "+", "play": "▶", "pause": "||", "fast-backward": "|◀◀",
+        "fast-forward": "▶▶|", "step-backward": "◀|", "step-forward": "|▶",
     }.items()
 )  # fmt: skip
-_BUTTONS += ".fa{font-style:normal}.fa-flip-horizontal{display:inline-block;transform:scaleX(-1)}"
+_BUTTONS += (
+    ".fa{font-style:normal;font-size:12px;white-space:nowrap}"
+    ".fa-flip-horizontal{display:inline-block;transform:scaleX(-1)}"
+)
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -62,9 +65,31 @@ def number(value: float, digits: int = 2) -> str:
     return "0" if text == "-0" else text
 
 
+def count(value: int, noun: str) -> str:
+    """How many of something, in words: 1 filter, 2 filters."""
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
 def shape(value: Sequence[int]) -> str:
     """A shape in words: 5 x 5."""
     return " x ".join(map(str, value))
+
+
+def show_image(axes: Any, image: Array, title: str) -> None:
+    """An image (C, H, W) in 0..1 on one panel: C = 3 in colour, else grey, the mean of channels."""
+    image = np.clip(np.asarray(image, dtype=float), 0, 1)
+    pixels = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(axis=0)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)  # antialiased where it is shrunk
+    axes.set_title(title, fontsize=10, color=INK)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def panel(figure: Any, left: float, top: float, width: float, height: float) -> Any:
+    """Axes at so many inches from the figure's left and upper edge, which no layout moves."""
+    whole_width, whole_height = figure.get_size_inches()
+    bottom = (whole_height - top - height) / whole_height
+    return figure.add_axes((left / whole_width, bottom, width / whole_width, height / whole_height))
 
 
 class Grid:
@@ -103,7 +128,7 @@ class Grid:
         if signed:
             most = max(abs(limits[0]), abs(limits[1])) or 1.0
             limits = (-most, most)
-        self.colours = colormaps[SIGNED if signed else HEAT].with_extremes(bad="white")
+        self.colours = colormaps[SIGNED if signed else HEAT].with_extremes(bad=PALE)
         self.norm = Normalize(limits[0], limits[1] if limits[1] > limits[0] else limits[0] + 1)
         self.image = axes.imshow(
             np.ma.masked_invalid(values), cmap=self.colours, norm=self.norm, interpolation="nearest"
@@ -120,7 +145,7 @@ class Grid:
             for i, j in np.argwhere(padding):
                 axes.add_patch(
                     Rectangle(
-                        (j - 0.5, i - 0.5), 1, 1, facecolor=PALE, edgecolor="#999999",
+                        (j - 0.5, i - 0.5), 1, 1, facecolor=PALE, edgecolor="#C4C4C4",
                         hatch="///", linewidth=0,
                     )
                 )  # fmt: skip
@@ -140,7 +165,10 @@ class Grid:
     def set(self, values: Array, title: str | None = None) -> None:
         """Other numbers in the same cells; NaN empties one."""
         values = np.asarray(values, dtype=float)
-        self.image.set_data(np.ma.masked_invalid(values))
+        hidden = ~np.isfinite(values)
+        self.image.set_data(
+            np.ma.array(values, mask=hidden if self.padding is None else hidden | self.padding)
+        )
         for (i, j), text in self.texts.items():
             value = values[i, j]
             empty = not np.isfinite(value)
@@ -158,8 +186,12 @@ class Grid:
     def mark(
         self, name: str, cells: Sequence[tuple[int, int]], colour: str, style: str = "-"
     ) -> None:
-        """Outline cells (row, column); those marked under this name before are so no more."""
+        """Outline cells (row, column); those marked under this name before are so no more.
+
+        A white edge keeps the outline apart from a cell of its own colour.
+        """
         from matplotlib.patches import Rectangle
+        from matplotlib.patheffects import withStroke
 
         for patch in self.marks.pop(name, []):
             patch.remove()
@@ -168,6 +200,7 @@ class Grid:
                 Rectangle(
                     (j - 0.44, i - 0.44), 0.88, 0.88, fill=False, edgecolor=colour,
                     linewidth=2.4, linestyle=style, zorder=3,
+                    path_effects=[withStroke(linewidth=4.8, foreground="white")],
                 )
             )
             for i, j in cells
@@ -191,31 +224,32 @@ class Animation:
 
     def images(self) -> list[Any]:
         """The frames, as Pillow's images that have the same few colours."""
-        frames = []
-        for i in range(self.frames):
-            self.show(i)
-            frames.append(_image(self.figure))
-            if i == 0:  # panels stay where they are, and are not laid out again
-                self.figure.set_layout_engine("none")
         from PIL import Image
 
+        from gpuconv.viz.redraw import frames as drawn
+
+        frames = [Image.fromarray(a) for a in drawn(self.figure, self.frames, self.show)]
         some = [frames[0], frames[len(frames) // 2], frames[-1]]
-        beside = Image.fromarray(np.concatenate([np.asarray(frame) for frame in some]))
+        beside = Image.fromarray(np.concatenate([np.asarray(frame)[::2, ::2] for frame in some]))
         palette = _few_colours(beside)
         return [_few_colours(frame, palette) for frame in frames]
 
     def to_jshtml(self, title: str = "gpuconv") -> str:
-        """One page with the frames and matplotlib's player, which loads nothing from elsewhere."""
+        """One page with the frames and matplotlib's player, which loads nothing from elsewhere.
+
+        The first frame lies under all of them, and they hold only what differs from it.
+        """
         from matplotlib.animation import HTMLWriter
 
-        images = iter(self.images())
+        frames = self.images()
+        images = (_difference(frame, frames[0]) for frame in frames)
 
         class Writer(HTMLWriter):
             fps: Any
             _saved_frames: list[str]
 
             def grab_frame(self, **_: Any) -> None:
-                data = base64.encodebytes(_png(next(images))).decode("ascii")
+                data = _base64(next(images))
                 self._saved_frames.append(data)
 
         with TemporaryDirectory() as folder:
@@ -228,7 +262,8 @@ class Animation:
             player = path.read_text(encoding="utf-8")
         # Its buttons are drawn with a font from another site: letters of this page's do.
         player = re.sub(r"<link[^>]*>", lambda _: f"<style>{_BUTTONS}</style>", player, count=1)
-        player = player.replace("<img id=", f'<img alt="{escape(title)}" id=', 1)
+        under = f"background:url(data:image/png;base64,{_base64(frames[0])}) 0 0/100% 100%"
+        player = player.replace("<img id=", f'<img alt="{escape(title)}" style="{under}" id=', 1)
         return (
             f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             f"<title>{escape(title)}</title></head>\n<body>{player}</body></html>\n"
@@ -261,7 +296,7 @@ def save(picture: Any, path: StrPath) -> None:
     else:
         if moving:
             picture.show(picture.frames - 1)
-        data = _png(_few_colours(_image(picture.figure if moving else picture)))
+        data = _png(_image(picture.figure))
     write_atomically(target, data)
 
 
@@ -276,7 +311,24 @@ def _image(figure: Any) -> Any:
 def _few_colours(image: Any, palette: Any = None) -> Any:
     from PIL import Image
 
-    return image.quantize(COLOURS, palette=palette, dither=Image.Dither.NONE)
+    # Of Pillow's methods the one that keeps white white; the means keep pale grey grey.
+    way, means = Image.Quantize.MAXCOVERAGE, 1
+    return image.quantize(COLOURS, way, means, palette=palette, dither=Image.Dither.NONE)
+
+
+def _difference(image: Any, other: Any) -> Any:
+    """An image of the same few colours as another, transparent where the two are equal."""
+    from PIL import Image
+
+    pixels = np.asarray(image)
+    result = Image.fromarray(np.where(pixels == np.asarray(other), COLOURS, pixels))
+    result.putpalette([*image.getpalette(), *[255] * 3 * COLOURS][: 3 * (COLOURS + 1)])
+    result.info["transparency"] = COLOURS
+    return result
+
+
+def _base64(image: Any) -> str:
+    return base64.b64encode(_png(image)).decode("ascii")
 
 
 def _png(image: Any) -> bytes:

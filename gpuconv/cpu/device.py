@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.cpu.memory import POOL, SCRATCH, Pool
+from gpuconv.cpu.memory import POOL, SCRATCH, Pool, Scratch
 from gpuconv.cpu.team import get_num_threads, team
 from gpuconv.kernels.cpu import compiler
 from gpuconv.kernels.cpu.compiler import Kernel
@@ -34,6 +34,7 @@ class Tape:
         self.launches: list[tuple[int, int, int, int]] = []
         self.kept: list[Any] = []
         self.threads = 1
+        self.scratch = Scratch()  # that of the thread is in use when others run the tape
 
     def add(self, function: int, tasks: int, threads: int, values: list[Any], pack: Any) -> None:
         """A launch with values that are ids of arrays (as `Array`s), or numbers."""
@@ -103,13 +104,14 @@ class Device:
         several = several and tasks > 1
 
         def run(*arrays: Array) -> None:
-            threads = get_num_threads() if several else 1
+            threads, tape = get_num_threads() if several else 1, self.tapes.tape
             if scratch:
-                arrays = (*arrays, SCRATCH.array(threads * scratch))
+                own = SCRATCH if tape is None else tape.scratch
+                arrays = (*arrays, own.array(threads * scratch))
             if len(arrays) != count:
                 raise TypeError(f"kernel {kernel.name} takes {count} arrays, not {len(arrays)}")
-            if self.tapes.tape is not None:
-                self.tapes.tape.add(function, tasks, threads, [*arrays, *given], pack)
+            if tape is not None:
+                tape.add(function, tasks, threads, [*arrays, *given], pack)
             places = [NOTHING if a is None else id(a) for a in arrays]
             team().run(function, tasks, pack(*places, *given), threads)
 

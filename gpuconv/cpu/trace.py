@@ -36,10 +36,9 @@ class Traced:
 
     def __call__(self, *arrays: Any) -> Any:
         given = [a.data if isinstance(a, Tensor) else a for a in arrays]
-        shapes = [_kind(a) for a in given]
-        wanted = [_kind(a) for a in self.inputs]
-        if shapes != wanted:
-            raise ArgumentError(f"traced: made for {_said(wanted)}, called with {_said(shapes)}")
+        kinds, wanted = [_kind(a) for a in given], [_kind(a) for a in self.inputs]
+        if kinds != wanted:
+            raise ArgumentError(f"traced: made for {_said(wanted)}, called with {_said(kinds)}")
         with self.lock:
             for own, array in zip(self.inputs, given, strict=True):
                 np.copyto(own, array)
@@ -58,9 +57,9 @@ def trace(function: Callable[..., Any], *examples: Any) -> Traced:
 
     It is called with `examples` (and once with other numbers, to see that it computes the same),
     without recording gradients, and must give one array or Tensor, or a tuple of them. What it
-    reads besides its arguments, such as weights, must stay where it is: a weight changed in place
-    counts, one that was replaced does not. ArgumentError for a function of which a part is not
-    done by CPU kernels, or whose steps depend on the numbers; DeviceError for other backends.
+    reads besides its arguments, such as weights, must not change any more. ArgumentError for a
+    function of which a part is not done by CPU kernels, or whose steps depend on the numbers;
+    DeviceError for other backends.
     """
     given = [a.data if isinstance(a, Tensor) else a for a in examples]
     if not given or any(type(array) is not np.ndarray for array in given):
@@ -116,9 +115,11 @@ def _raw(value: Any) -> Array:
     return value.data if isinstance(value, Tensor) else value
 
 
-def _kind(array: Any) -> Any:
-    return getattr(array, "shape", None), str(getattr(array, "dtype", type(array).__name__))
+def _kind(array: Any) -> str:
+    if isinstance(array, np.ndarray):
+        return f"{array.dtype} {array.shape}"
+    return type(array).__name__
 
 
-def _said(kinds: list[Any]) -> str:
-    return ", ".join(f"{dtype} {shape}" for shape, dtype in kinds)
+def _said(kinds: list[str]) -> str:
+    return ", ".join(kinds) or "nothing"

@@ -12,18 +12,17 @@ from gpuconv.errors import ArgumentError
 MOST = 1 << 20  # of a size
 
 
-def sizes(option: str, text: str, least: int = 1, axes: int | None = 2) -> tuple[int, ...]:
-    """ "5x5", "3x5x5"; one number stands for all `axes`. ArgumentError names the option."""
+def sizes(option: str, text: str, least: int = 1, axes: int = 2) -> tuple[int, ...]:
+    """ "5x5", or "5" for a square; with three axes "3x5x5". ArgumentError names the option."""
     parts = text.lower().split("x")
     good = all(re.fullmatch(r"[0-9]{1,7}", part) for part in parts)
     found = tuple(int(part) for part in parts) if good else ()
-    if len(found) == 1 and axes:
-        found *= axes
-    if not found or (axes and len(found) != axes) or not least <= min(found) <= max(found) <= MOST:
-        form = "x".join("HWCDE"[: axes or 2]) if axes != 3 else "CxHxW"
+    if len(found) == 1 and axes == 2:
+        found *= 2
+    if len(found) != axes or not least <= min(found) <= max(found) <= MOST:
+        form, like = ("CxHxW", "3x32x32") if axes == 3 else ("HxW", "5x5")
         raise ArgumentError(
-            f"{option} {text!r} is no size: write {form} with numbers from {least}, as in "
-            f"{'3x32x32' if axes == 3 else '5x5'}"
+            f"{option} {text!r} is no size: write {form} with numbers from {least}, as in {like}"
         )
     return found
 

@@ -13,6 +13,7 @@ from gpuconv.kernels.cpu import compiler
 from gpuconv.kernels.cpu.plan import Packed
 from gpuconv.shapes import ConvSpec
 from gpuconv.testing import assert_within_budget
+from tests.operations import channels_last
 
 REFERENCE = Backend(np, "numpy")
 PASSES = ("forward", "grad_input", "grad_weight")
@@ -45,11 +46,6 @@ def threads() -> Iterator[None]:
 def numbers(seed: int, *shape: int) -> Any:
     """Float64 numbers of a normal distribution, a function of the seed."""
     return np.random.default_rng(seed).standard_normal(shape)
-
-
-def channels_last(x: Any) -> Any:
-    """The same numbers, lying in memory as (N, *in, C)."""
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
 
 
 def guarded(shape: tuple[int, ...], dtype: str, last: bool) -> tuple[Any, Any]:

@@ -52,11 +52,6 @@ def check(
     return runs[0]
 
 
-def rounded(x: Any) -> Any:
-    """x as float32 has it, so that the rounding of inputs does not hide that of kernels."""
-    return x.astype("float32").astype("float64")
-
-
 def kernels_alone(be: Any, monkeypatch: Any, *methods: str) -> None:
     """From here on the reference's methods, where kernels should do, fail."""
 

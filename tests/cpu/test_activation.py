@@ -13,7 +13,8 @@ from gpuconv.cpu.team import set_num_threads
 from gpuconv.kernels.cpu import activation
 from gpuconv.ops.activation import relu
 from gpuconv.reference.conv import is_channels_last
-from tests.cpu.conftest import REFERENCE, channels_last, guarded, numbers
+from tests.cpu.conftest import REFERENCE, guarded, numbers
+from tests.operations import channels_last
 
 SPECIAL = (np.nan, np.inf, -np.inf, 0.0, -0.0)
 SIZES = [1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1023, 1025]

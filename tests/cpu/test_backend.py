@@ -13,7 +13,7 @@ from gpuconv.cpu.team import set_num_threads
 from gpuconv.testing import assert_within_budget
 from tests.cases import CASES
 from tests.cases.case import Case
-from tests.cpu.conftest import channels_last
+from tests.operations import channels_last
 from tests.test_ops import assert_agree, run, run_peer
 
 THREADS = (1, 2, 4)

@@ -8,7 +8,8 @@ import pytest
 from gpuconv.cpu.device import DEVICE
 from gpuconv.kernels.cpu import depthwise
 from gpuconv.shapes import ConvSpec
-from tests.cpu.conftest import PASSES, REFERENCE, channels_last, check_conv, launched, numbers
+from tests.cpu.conftest import PASSES, REFERENCE, check_conv, launched, numbers
+from tests.operations import channels_last
 
 
 def spec(

@@ -13,8 +13,9 @@ from gpuconv.cpu.device import DEVICE
 from gpuconv.cpu.team import set_num_threads
 from gpuconv.kernels.cpu import norm
 from gpuconv.testing import assert_within_budget
-from tests.cpu.conftest import REFERENCE, channels_last, guarded
-from tests.cpu.operation import check, kernels_alone, rounded
+from tests.cpu.conftest import REFERENCE, guarded
+from tests.cpu.operation import check, kernels_alone
+from tests.operations import batch_norm, channels_last, images, rounded
 
 SHAPES = {
     "two numbers": (2, 1, 1, 1),
@@ -49,49 +50,33 @@ def be(isa: str) -> CpuBackend:
     return CpuBackend()
 
 
-def passes(be: Any, x: Any, w: Any, b: Any, gy: Any) -> list[Any]:
-    """Everything there is of a forward and a backward pass."""
-    y, mean, var, saved = be.batch_norm(x, w, b, 1e-5)
-    return [y, mean, var, *be.batch_norm_grad(gy, w, saved)]
-
-
-def random(rng: np.random.Generator, shape: Any, last: bool = False) -> list[Any]:
-    """x, w, b and gy; each channel of x has its own mean."""
-    x, gy = rng.standard_normal((2, *shape))
-    w, b = rng.standard_normal((2, shape[1]))
-    x = 3 * x + np.arange(shape[1]).reshape(-1, *(1,) * (len(shape) - 2))
-    if last:
-        x, gy = channels_last(x), channels_last(gy)
-    return [rounded(a) for a in (x, w, b, gy)]
-
-
 @FORMATS
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes(be: Any, rng: np.random.Generator, name: str, last: bool) -> None:
-    x, w, b, gy = random(rng, SHAPES[name], last)
-    y, *_, gx, _, _ = check(be, passes, x, w, b, gy)
+    x, w, b, gy = images(rng, SHAPES[name], last)
+    y, *_, gx, _, _ = check(be, batch_norm, x, w, b, gy)
     assert y.strides == gx.strides == x.astype("float32").strides
 
 
 @FORMATS
 @pytest.mark.parametrize("name", ["rows", "7 x 7", "three axes", "parts", "rows in parts"])
 def test_float64(be: Any, rng: np.random.Generator, name: str, last: bool) -> None:
-    check(be, passes, *random(rng, SHAPES[name], last), dtype="float64")
+    check(be, batch_norm, *images(rng, SHAPES[name], last), dtype="float64")
 
 
 @FORMATS
 def test_without_weight_or_bias(be: Any, rng: np.random.Generator, last: bool) -> None:
-    x, w, b, gy = random(rng, (3, 5, 4, 6), last)
+    x, w, b, gy = images(rng, (3, 5, 4, 6), last)
     for w_or_none, b_or_none in ((w, None), (None, b), (None, None)):
-        check(be, passes, x, w_or_none, b_or_none, gy)
+        check(be, batch_norm, x, w_or_none, b_or_none, gy)
 
 
 @FORMATS
 @pytest.mark.parametrize("shape", [(4, 3, 9, 11), (6, 2, 30, 31), (8, 3, 180, 180)])
 def test_a_mean_far_from_zero(be: Any, rng: np.random.Generator, shape: Any, last: bool) -> None:
     """Standard deviation 1 at 1e4: a mean in one float32 would put 5e-4 into every result."""
-    x, w, b, gy = random(rng, shape, last)
-    check(be, passes, rounded(x / 3 + 1e4), w, b, gy)
+    x, w, b, gy = images(rng, shape, last)
+    check(be, batch_norm, rounded(x / 3 + 1e4), w, b, gy)
 
 
 @FORMATS
@@ -100,11 +85,11 @@ def test_first_numbers_far_from_the_others(
     be: Any, rng: np.random.Generator, shape: Any, last: bool
 ) -> None:
     """What a channel or a part begins with is no good guess of its mean."""
-    x, w, b, gy = random(rng, shape, last)
+    x, w, b, gy = images(rng, shape, last)
     for where in (0, slice(0, 3), slice(None)):
         far = x + 1e3
         far[0, :, 0, where] = -1e4
-        check(be, passes, rounded(far), w, b, gy)
+        check(be, batch_norm, rounded(far), w, b, gy)
 
 
 @FORMATS
@@ -112,9 +97,9 @@ def test_first_numbers_far_from_the_others(
 def test_channels_without_variance(
     be: Any, rng: np.random.Generator, shape: Any, last: bool
 ) -> None:
-    x, w, b, gy = random(rng, shape, last)
+    x, w, b, gy = images(rng, shape, last)
     x[:, 0], x[:, 1] = 0, 1234.5625
-    y, mean, var, *_ = check(be, passes, x, w, b, gy)
+    y, mean, var, *_ = check(be, batch_norm, x, w, b, gy)
     assert (var[:2] == 0).all()
     assert (mean[:2] == [0, 1234.5625]).all()
     assert (y[:, :2] == b[:2, None, None].astype("float32")).all()
@@ -125,10 +110,10 @@ def test_channels_without_variance(
 def test_nan_and_infinity_stay_in_their_channel(
     be: Any, rng: np.random.Generator, shape: Any, last: bool
 ) -> None:
-    x, w, b, gy = random(rng, shape, last)
+    x, w, b, gy = images(rng, shape, last)
     x[2, 0, 3, 3], x[0, 1, 0, 0], x[1, 2, 2, 2] = np.nan, np.inf, -np.inf
     with np.errstate(invalid="ignore"):
-        y, mean, *_ = check(be, passes, x, w, b, gy)
+        y, mean, *_ = check(be, batch_norm, x, w, b, gy)
     assert np.isnan(y[:, :3]).all()
     assert np.isnan(mean[:3]).all()
     assert np.isfinite(y[:, 3]).all()
@@ -136,9 +121,9 @@ def test_nan_and_infinity_stay_in_their_channel(
 
 @FORMATS
 def test_gradients_of_any_memory_format(be: Any, rng: np.random.Generator, last: bool) -> None:
-    x, w, b, gy = random(rng, (3, 4, 5, 6), last)
+    x, w, b, gy = images(rng, (3, 4, 5, 6), last)
     for other in (np.ascontiguousarray(gy), channels_last(gy), gy[::-1], gy[:, :, :, ::-1]):
-        _, _, _, gx, _, _ = check(be, passes, x, w, b, other)
+        _, _, _, gx, _, _ = check(be, batch_norm, x, w, b, other)
         assert gx.strides == x.astype("float32").strides
 
 
@@ -146,7 +131,7 @@ def test_gradients_of_any_memory_format(be: Any, rng: np.random.Generator, last:
 def test_no_gradient_of_x_where_none_is_wanted(
     be: Any, rng: np.random.Generator, last: bool
 ) -> None:
-    x, w, b, gy = random(rng, (3, 4, 5, 6), last)
+    x, w, b, gy = images(rng, (3, 4, 5, 6), last)
 
     def operation(be: Any, x: Any, w: Any, b: Any, gy: Any) -> Any:
         *_, saved = be.batch_norm(x, w, b, 1e-5)
@@ -157,8 +142,8 @@ def test_no_gradient_of_x_where_none_is_wanted(
 
 def test_views(be: Any, rng: np.random.Generator) -> None:
     """Arrays that are neither contiguous nor channels-last."""
-    x, w, b, gy = random(rng, (6, 8, 5, 6))
-    check(be, passes, x[::2, ::2], w[::2], b[::2], gy[1::2, 1::2])
+    x, w, b, gy = images(rng, (6, 8, 5, 6))
+    check(be, batch_norm, x[::2, ::2], w[::2], b[::2], gy[1::2, 1::2])
 
 
 def test_what_no_kernel_takes_is_array_code() -> None:
@@ -179,7 +164,7 @@ def test_what_no_kernel_takes_is_array_code() -> None:
 @FORMATS
 @pytest.mark.parametrize("shape", [(2, 3, 9, 11), (2, 2, 200, 111), (9, 24, 31, 33)])
 def test_nothing_beyond_results(isa: str, rng: np.random.Generator, shape: Any, last: bool) -> None:
-    x, w, b, gy = (a.astype("float32") for a in random(rng, shape, last))
+    x, w, b, gy = (a.astype("float32") for a in images(rng, shape, last))
     for count in (1, 3):
         set_num_threads(count)
         (y, y_all), (gx, gx_all) = (guarded(shape, "float32", last) for _ in range(2))
@@ -200,7 +185,7 @@ def test_nothing_beyond_results(isa: str, rng: np.random.Generator, shape: Any, 
 @pytest.mark.parametrize("shape", [(16, 3, 32, 32), (6, 20)])
 def test_the_operation(be: Any, rng: np.random.Generator, shape: Any, last: bool) -> None:
     """Training and evaluation by the public function, with running statistics."""
-    x, w, b, gy = random(rng, shape, last and len(shape) > 2)
+    x, w, b, gy = images(rng, shape, last and len(shape) > 2)
 
     def operation(backend: Any, x: Any, w: Any, b: Any, gy: Any) -> list[Any]:
         with gc.backend(backend):
@@ -231,10 +216,10 @@ def test_cuts_cover_everything_once(isa: str, name: str) -> None:
 
 
 def test_kernels_take_it(rng: np.random.Generator, monkeypatch: Any) -> None:
-    x, w, b, gy = (a.astype("float32") for a in random(rng, (2, 3, 4, 5)))
+    x, w, b, gy = (a.astype("float32") for a in images(rng, (2, 3, 4, 5)))
     be = CpuBackend()
-    truth = passes(REFERENCE, *(a.astype("float64") for a in (x, w, b, gy)))
-    plain = passes(REFERENCE, x, w, b, gy)
+    truth = batch_norm(REFERENCE, *(a.astype("float64") for a in (x, w, b, gy)))
+    plain = batch_norm(REFERENCE, x, w, b, gy)
     kernels_alone(be, monkeypatch, "batch_norm", "batch_norm_grad")
-    for ours, p, t in zip(passes(be, x, w, b, gy), plain, truth, strict=True):
+    for ours, p, t in zip(batch_norm(be, x, w, b, gy), plain, truth, strict=True):
         assert_within_budget(ours, p, t)

@@ -13,7 +13,8 @@ from gpuconv.reference.conv import is_channels_last
 from gpuconv.reference.pool import window_sizes
 from gpuconv.shapes import PoolSpec
 from gpuconv.testing import assert_within_budget
-from tests.cpu.conftest import REFERENCE, channels_last, launched, numbers
+from tests.cpu.conftest import REFERENCE, launched, numbers
+from tests.operations import channels_last
 
 FORMATS = [False, True]
 Problem = tuple[tuple[int, ...], dict[str, Any]]

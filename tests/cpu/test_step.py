@@ -7,58 +7,15 @@ import pytest
 
 from gpuconv.cpu import CpuBackend
 from gpuconv.testing import assert_within_budget
-from tests.cpu.conftest import REFERENCE, channels_last
+from tests.cpu.conftest import REFERENCE
 from tests.cpu.operation import check, kernels_alone
-
-SGD = {"lr": 0.1, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False}
-ADAM = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-RMSPROP = {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8}
-
-RULES: dict[str, tuple[str, tuple[bool, ...], dict[str, Any]]] = {
-    "sgd": ("sgd_step", (False,), SGD),
-    "sgd, decay": ("sgd_step", (False,), {**SGD, "weight_decay": 0.1}),
-    "momentum": ("sgd_step", (True,), {**SGD, "momentum": 0.9, "dampening": 0.3}),
-    "nesterov": (
-        "sgd_step",
-        (True,),
-        {**SGD, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
-    ),
-    "adam": ("adam_step", (True, True, False), {**ADAM, "weight_decay": 0.0, "decoupled": False}),
-    "adam, decay": (
-        "adam_step",
-        (True, True, False),
-        {**ADAM, "weight_decay": 0.1, "decoupled": False},
-    ),
-    "adamw": ("adam_step", (True, True, False), {**ADAM, "weight_decay": 0.1, "decoupled": True}),
-    "amsgrad": ("adam_step", (True, True, True), {**ADAM, "weight_decay": 0.0, "decoupled": False}),
-    "rmsprop": (
-        "rmsprop_step",
-        (True, False, False),
-        {**RMSPROP, "weight_decay": 0.1, "momentum": 0.0},
-    ),
-    "rmsprop, centered, momentum": (
-        "rmsprop_step",
-        (True, True, True),
-        {**RMSPROP, "weight_decay": 0.0, "momentum": 0.9},
-    ),
-}
+from tests.operations import ADAM, RULES, SGD, channels_last, three_steps
 
 
 @pytest.fixture
 def be(isa: str) -> CpuBackend:
     """Its plans are of one instruction set."""
     return CpuBackend()
-
-
-def three_steps(be: Any, w: Any, gradients: list[Any], rule: str) -> list[Any]:
-    """w and its state after a step for each gradient, with another learning rate each time."""
-    method, kept, numbers = RULES[rule]
-    w = w.copy("K")
-    state = [np.zeros_like(w) if k else None for k in kept]
-    for i, gw in enumerate(gradients):
-        place = {"sgd_step": (i == 0,), "adam_step": (i + 1,), "rmsprop_step": ()}[method]
-        getattr(be, method)(w, gw, *state, *place, **{**numbers, "lr": numbers["lr"] / (i + 1)})
-    return [w, *(s for s in state if s is not None)]
 
 
 def check_steps(

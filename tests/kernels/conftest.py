@@ -36,11 +36,6 @@ def be(where: str, request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue("emulated" if where == "emulated" else "gpu")
 
 
-def channels_last(x: Any) -> Any:
-    """The same numbers, lying in memory as (N, *in, C)."""
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
-
-
 def check(
     be: Any, operation: Callable[..., Any], *inputs: Any, dtype: str = "float32"
 ) -> list[Any]:

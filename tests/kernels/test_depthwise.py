@@ -9,7 +9,8 @@ from gpuconv.cuda import CudaBackend
 from gpuconv.cuda.device import EmulatedDevice
 from gpuconv.kernels.cuda import depthwise, depthwise_weight
 from gpuconv.shapes import ConvSpec
-from tests.kernels.conftest import channels_last, check
+from tests.kernels.conftest import check
+from tests.operations import channels_last
 
 # x shape, multiplier, kernel, options. A thread has 4 or 8 outputs, a vector block 32 channels and
 # 32 places, a block of the gradient by weight 32 channels and 8 outputs a tile.

@@ -8,7 +8,8 @@ import pytest
 import gpuconv as gc
 from gpuconv.kernels.cuda import direct
 from gpuconv.shapes import ConvSpec
-from tests.kernels.conftest import REFERENCE, channels_last, check
+from tests.kernels.conftest import REFERENCE, check
+from tests.operations import channels_last
 
 PROBLEMS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "one pixel": ((1, 1, 1, 1), (1, 1, 1, 1), {}),

@@ -6,37 +6,16 @@ import numpy as np
 import pytest
 
 from gpuconv.kernels.cuda import loss
-from tests.kernels.conftest import channels_last, check
-
-
-def passes(
-    be: Any, x: Any, target: Any, w: Any, g: Any, ignore_index: int, smoothing: float
-) -> list[Any]:
-    """Every position's loss, and gx."""
-    losses, saved = be.softmax_cross_entropy(x, target, w, ignore_index, smoothing)
-    return [
-        losses,
-        be.softmax_cross_entropy_grad(g, saved, target, w, ignore_index, smoothing),
-    ]
-
-
-def random(rng: np.random.Generator, shape: Any, last: bool = False) -> list[Any]:
-    """x, labels, class weights, and g; numbers as float32 has them, so that the rounding of inputs
-    does not hide that of kernels."""
-    x = rng.standard_normal(shape) * 3
-    positions = (shape[0], *shape[2:])
-    target = rng.integers(0, shape[1], positions)
-    w, g = rng.random(shape[1]) + 0.5, rng.standard_normal(positions)
-    x, w, g = (a.astype("float32").astype("float64") for a in (x, w, g))
-    return [channels_last(x) if last else x, target, w, g]
+from tests.kernels.conftest import check
+from tests.operations import cross_entropy, scores
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 4, 5, 10, 31, 32, 33, 127, 128, 129, 1000])
 def test_rows_of_classes(be: Any, rng: np.random.Generator, classes: int) -> None:
     for n in (1, 7, 33):
-        x, target, w, g = random(rng, (n, classes))
-        check(be, passes, x, target, None, g, -100, 0.0)
-        check(be, passes, x, target, w, g, -100, 0.1)
+        x, target, w, g = scores(rng, (n, classes))
+        check(be, cross_entropy, x, target, None, g, -100, 0.0)
+        check(be, cross_entropy, x, target, w, g, -100, 0.1)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
@@ -46,20 +25,20 @@ def test_rows_of_classes(be: Any, rng: np.random.Generator, classes: int) -> Non
      (1, 5, 15, 17), (2, 4, 3, 4, 5), (2, 9, 47, 45)],
 )  # fmt: skip
 def test_positions(be: Any, rng: np.random.Generator, shape: Any, last: bool) -> None:
-    x, target, w, g = random(rng, shape, last)
+    x, target, w, g = scores(rng, shape, last)
     for weight, smoothing in ((None, 0.0), (w, 0.0), (None, 0.2), (w, 0.2), (w, 1.0)):
-        _, gx = check(be, passes, x, target, weight, g, -100, smoothing)
+        _, gx = check(be, cross_entropy, x, target, weight, g, -100, smoothing)
         assert gx.strides == x.astype("float32").strides
 
 
 @pytest.mark.parametrize("ignore_index", [-100, -1, 0, 3, 2**40])
 @pytest.mark.parametrize("shape", [(9, 5), (2, 5, 3, 4)])
 def test_ignored_labels(be: Any, rng: np.random.Generator, shape: Any, ignore_index: int) -> None:
-    x, target, w, g = random(rng, shape)
+    x, target, w, g = scores(rng, shape)
     some = np.where(rng.random(target.shape) < 0.5, ignore_index, target)
     for labels in (some, np.full_like(target, ignore_index)):
         for smoothing in (0.0, 0.3):
-            losses, gx = check(be, passes, x, labels, w, g, ignore_index, smoothing)
+            losses, gx = check(be, cross_entropy, x, labels, w, g, ignore_index, smoothing)
             ignored = labels == ignore_index
             assert (losses[ignored] == 0).all()
             assert (np.moveaxis(gx, 1, -1)[ignored] == 0).all()
@@ -70,7 +49,7 @@ def test_ignored_labels(be: Any, rng: np.random.Generator, shape: Any, ignore_in
 def test_scores_at_the_limits(
     be: Any, rng: np.random.Generator, shape: Any, smoothing: float
 ) -> None:
-    x, target, w, g = random(rng, shape)
+    x, target, w, g = scores(rng, shape)
     x[0] += 1e4
     x[1] *= 1e4
     x[2, 0] = -np.inf
@@ -81,20 +60,20 @@ def test_scores_at_the_limits(
     x = x.astype("float32").astype("float64")
     target[6] = 0
     with np.errstate(invalid="ignore", divide="ignore"):
-        check(be, passes, x, target, None, g, -100, smoothing)
-        check(be, passes, x, target, w, g, -100, smoothing)
+        check(be, cross_entropy, x, target, None, g, -100, smoothing)
+        check(be, cross_entropy, x, target, w, g, -100, smoothing)
         for i in range(len(x)):  # alone, each with a budget of its own size
             one = slice(i, i + 1)
-            check(be, passes, x[one], target[one], None, g[one], -100, smoothing)
+            check(be, cross_entropy, x[one], target[one], None, g[one], -100, smoothing)
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (3, 5, 3, 4)])
 def test_one_gradient_for_all(be: Any, rng: np.random.Generator, shape: Any) -> None:
     """The gradient of a mean: one number, repeated without a copy."""
-    x, target, w, g = random(rng, shape)
+    x, target, w, g = scores(rng, shape)
 
     def operation(be: Any, x: Any, target: Any, w: Any, g: Any) -> Any:
-        return passes(be, x, target, w, be.xp.broadcast_to(g, target.shape), -100, 0.1)
+        return cross_entropy(be, x, target, w, be.xp.broadcast_to(g, target.shape), -100, 0.1)
 
     check(be, operation, x, target, w, np.array(0.37))
     check(be, operation, x, target, w, g[:1])
@@ -102,22 +81,22 @@ def test_one_gradient_for_all(be: Any, rng: np.random.Generator, shape: Any) -> 
 
 def test_views(be: Any, rng: np.random.Generator) -> None:
     """Arrays that are neither contiguous nor channels-last."""
-    x, target, w, g = random(rng, (6, 8, 5, 6))
+    x, target, w, g = scores(rng, (6, 8, 5, 6))
     target = target // 2
-    check(be, passes, x[::2, ::2], target[::2], w[::2], g[1::2], -100, 0.1)
-    check(be, passes, x[:, ::2, ::2], target[:, ::2], w[1::2], g[:, ::2], -100, 0.1)
+    check(be, cross_entropy, x[::2, ::2], target[::2], w[::2], g[1::2], -100, 0.1)
+    check(be, cross_entropy, x[:, ::2, ::2], target[:, ::2], w[1::2], g[:, ::2], -100, 0.1)
 
 
 def test_float64_is_array_code(be: Any, rng: np.random.Generator) -> None:
-    x, target, w, g = random(rng, (4, 5, 2, 3))
-    check(be, passes, x, target, w, g, -100, 0.1, dtype="float64")
+    x, target, w, g = scores(rng, (4, 5, 2, 3))
+    check(be, cross_entropy, x, target, w, g, -100, 0.1, dtype="float64")
 
 
 def test_no_positions_and_no_classes(be: Any) -> None:
     for shape in ((0, 3), (2, 3, 0), (0, 0)):
         x = be.asarray(np.zeros(shape, "float32"))
         target = be.asarray(np.zeros((shape[0], *shape[2:]), "int64"))
-        losses, gx = passes(be, x, target, None, target.astype("float32"), -100, 0.0)
+        losses, gx = cross_entropy(be, x, target, None, target.astype("float32"), -100, 0.0)
         assert losses.shape == target.shape
         assert gx.shape == shape
 
@@ -138,7 +117,7 @@ def test_no_case_falls_back_to_array_code(rng: np.random.Generator) -> None:
     seen: set[str] = set()
     device = EmulatedDevice(watch=lambda kernel, report: seen.add(kernel.name))
     be = CudaBackend(device, "emulated")
-    x, target, w, g = random(rng, (2, 3, 4))
+    x, target, w, g = scores(rng, (2, 3, 4))
     x, w, g = (a.astype("float32") for a in (x, w, g))
-    passes(be, x, target, w, g, -100, 0.1)
+    cross_entropy(be, x, target, w, g, -100, 0.1)
     assert seen == {kernel.name for kernel in loss.kernels()}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gpuconv.kernels.cuda import norm
-from tests.kernels.conftest import channels_last, check
+from tests.kernels.conftest import check
+from tests.operations import batch_norm, channels_last, images, rounded
 
 SHAPES = {
     "two numbers": (2, 1, 1, 1),
@@ -30,75 +31,54 @@ SHAPES = {
 }
 
 
-def passes(be: Any, x: Any, w: Any, b: Any, gy: Any) -> list[Any]:
-    """Everything there is of a forward and a backward pass."""
-    y, mean, var, saved = be.batch_norm(x, w, b, 1e-5)
-    return [y, mean, var, *be.batch_norm_grad(gy, w, saved)]
-
-
-def rounded(x: Any) -> Any:
-    """x as float32 has it, so that the rounding of inputs does not hide that of kernels."""
-    return x.astype("float32").astype("float64")
-
-
-def random(rng: np.random.Generator, shape: Any, last: bool = False) -> list[Any]:
-    """x, w, b and gy; each channel of x has its own mean."""
-    x, gy = rng.standard_normal((2, *shape))
-    w, b = rng.standard_normal((2, shape[1]))
-    x = 3 * x + np.arange(shape[1]).reshape(-1, *(1,) * (len(shape) - 2))
-    if last:
-        x, gy = channels_last(x), channels_last(gy)
-    return [rounded(a) for a in (x, w, b, gy)]
-
-
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes(be: Any, rng: np.random.Generator, name: str, last: bool) -> None:
-    x, w, b, gy = random(rng, SHAPES[name], last)
-    y, *_, gx, _, _ = check(be, passes, x, w, b, gy)
+    x, w, b, gy = images(rng, SHAPES[name], last)
+    y, *_, gx, _, _ = check(be, batch_norm, x, w, b, gy)
     assert y.strides == gx.strides == x.astype("float32").strides
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 def test_without_weight_or_bias(be: Any, rng: np.random.Generator, last: bool) -> None:
-    x, w, b, gy = random(rng, (3, 5, 4, 6), last)
+    x, w, b, gy = images(rng, (3, 5, 4, 6), last)
     for w_or_none, b_or_none in ((w, None), (None, b), (None, None)):
-        check(be, passes, x, w_or_none, b_or_none, gy)
+        check(be, batch_norm, x, w_or_none, b_or_none, gy)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("shape", [(4, 3, 9, 11), (4, 3, 10, 12), (6, 2, 30, 31)])
 def test_a_mean_far_from_zero(be: Any, rng: np.random.Generator, shape: Any, last: bool) -> None:
     """Standard deviation 1 at 1e4: a mean in one float32 would put 5e-4 into every result."""
-    x, w, b, gy = random(rng, shape, last)
-    check(be, passes, rounded(x / 3 + 1e4), w, b, gy)
+    x, w, b, gy = images(rng, shape, last)
+    check(be, batch_norm, rounded(x / 3 + 1e4), w, b, gy)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 def test_a_first_number_far_from_the_others(be: Any, rng: np.random.Generator, last: bool) -> None:
     """What a thread, a block, or a channel begins with is no good guess of its mean."""
-    x, w, b, gy = random(rng, (5, 2, 30, 31), last)
+    x, w, b, gy = images(rng, (5, 2, 30, 31), last)
     for where in (0, slice(0, 3)):
         far = x + 1e3
         far[0, :, 0, where] = -1e4
-        check(be, passes, rounded(far), w, b, gy)
+        check(be, batch_norm, rounded(far), w, b, gy)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 def test_channels_without_variance(be: Any, rng: np.random.Generator, last: bool) -> None:
-    x, w, b, gy = random(rng, (4, 3, 7, 9), last)
+    x, w, b, gy = images(rng, (4, 3, 7, 9), last)
     x[:, 0], x[:, 1] = 0, 1234.5625
-    y, mean, var, *_ = check(be, passes, x, w, b, gy)
+    y, mean, var, *_ = check(be, batch_norm, x, w, b, gy)
     assert (var[:2] == 0).all()
     assert (mean[:2] == [0, 1234.5625]).all()
     assert (y[:, :2] == b[:2, None, None].astype("float32")).all()
 
 
 def test_nan_and_infinity_stay_in_their_channel(be: Any, rng: np.random.Generator) -> None:
-    x, w, b, gy = random(rng, (4, 4, 7, 9))
+    x, w, b, gy = images(rng, (4, 4, 7, 9))
     x[2, 0, 3, 3], x[0, 1, 0, 0], x[1, 2, 2, 2] = np.nan, np.inf, -np.inf
     with np.errstate(invalid="ignore"):
-        y, mean, *_ = check(be, passes, x, w, b, gy)
+        y, mean, *_ = check(be, batch_norm, x, w, b, gy)
     assert np.isnan(y[:, :3]).all()
     assert np.isnan(mean[:3]).all()
     assert np.isfinite(y[:, 3]).all()
@@ -106,14 +86,14 @@ def test_nan_and_infinity_stay_in_their_channel(be: Any, rng: np.random.Generato
 
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 def test_gradients_of_any_memory_format(be: Any, rng: np.random.Generator, last: bool) -> None:
-    x, w, b, gy = random(rng, (3, 4, 5, 6), last)
+    x, w, b, gy = images(rng, (3, 4, 5, 6), last)
     for other in (np.ascontiguousarray(gy), channels_last(gy), gy[::-1], gy[:, :, :, ::-1]):
-        _, _, _, gx, _, _ = check(be, passes, x, w, b, other)
+        _, _, _, gx, _, _ = check(be, batch_norm, x, w, b, other)
         assert gx.strides == x.astype("float32").strides
 
 
 def test_no_gradient_of_x_where_none_is_wanted(be: Any, rng: np.random.Generator) -> None:
-    x, w, b, gy = random(rng, (3, 4, 5, 6))
+    x, w, b, gy = images(rng, (3, 4, 5, 6))
 
     def operation(be: Any, x: Any, w: Any, b: Any, gy: Any) -> Any:
         *_, saved = be.batch_norm(x, w, b, 1e-5)
@@ -124,12 +104,12 @@ def test_no_gradient_of_x_where_none_is_wanted(be: Any, rng: np.random.Generator
 
 def test_views(be: Any, rng: np.random.Generator) -> None:
     """Arrays that are neither contiguous nor channels-last."""
-    x, w, b, gy = random(rng, (6, 8, 5, 6))
-    check(be, passes, x[::2, ::2], w[::2], b[::2], gy[1::2, 1::2])
+    x, w, b, gy = images(rng, (6, 8, 5, 6))
+    check(be, batch_norm, x[::2, ::2], w[::2], b[::2], gy[1::2, 1::2])
 
 
 def test_float64_is_array_code(be: Any, rng: np.random.Generator) -> None:
-    check(be, passes, *random(rng, (3, 4, 5, 6)), dtype="float64")
+    check(be, batch_norm, *images(rng, (3, 4, 5, 6)), dtype="float64")
 
 
 def test_no_images(be: Any) -> None:
@@ -177,5 +157,5 @@ def test_no_case_falls_back_to_array_code(rng: np.random.Generator) -> None:
     device = EmulatedDevice(watch=lambda kernel, report: seen.add(kernel.name))
     be = CudaBackend(device, "emulated")
     for shape in ((2, 3, 4), (5, 2, 41, 43)):
-        passes(be, *(a.astype("float32") for a in random(rng, shape)))
+        batch_norm(be, *(a.astype("float32") for a in images(rng, shape)))
     assert seen == {kernel.name for kernel in norm.kernels()}

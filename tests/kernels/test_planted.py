@@ -18,7 +18,8 @@ import pytest
 from gpuconv.emulator import LEVELS, CheckFailed
 from gpuconv.shapes import ConvSpec, PoolSpec
 from tests.kernels import plant
-from tests.kernels.conftest import channels_last, check
+from tests.kernels.conftest import check
+from tests.operations import channels_last
 
 pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
 

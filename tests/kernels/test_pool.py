@@ -12,7 +12,8 @@ from gpuconv.backends import Backend, backend
 from gpuconv.reference.conv import is_channels_last
 from gpuconv.reference.pool import window_sizes
 from gpuconv.shapes import PoolSpec
-from tests.kernels.conftest import REFERENCE, channels_last, check
+from tests.kernels.conftest import REFERENCE, check
+from tests.operations import channels_last
 
 # Shape, kernel and the other arguments of `PoolSpec.infer`.
 PROBLEMS: dict[str, tuple[Any, Any, dict[str, Any]]] = {

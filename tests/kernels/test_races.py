@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from gpuconv.shapes import ConvSpec, PoolSpec
-from tests.kernels.conftest import channels_last
+from tests.operations import channels_last
 
 pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
 pytest.importorskip("sentryward", reason="installed with gpuconv[dev] on Linux on x86-64")

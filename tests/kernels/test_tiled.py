@@ -7,7 +7,8 @@ import pytest
 
 from gpuconv.shapes import ConvSpec
 from tests.kernels import plain
-from tests.kernels.conftest import channels_last, check
+from tests.kernels.conftest import check
+from tests.operations import channels_last
 
 pytest.importorskip("numba_cuda", reason="kernels are compiled by numba-cuda")
 

@@ -12,7 +12,7 @@ from gpuconv.cuda.device import EmulatedDevice
 from gpuconv.kernels.cuda import product, weight
 from gpuconv.kernels.cuda.tiled import CONFIGS
 from gpuconv.shapes import ConvSpec
-from tests.kernels.conftest import channels_last
+from tests.operations import channels_last
 
 # As in ResNets, but for their size.
 SPECS = {

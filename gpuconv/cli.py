@@ -23,7 +23,7 @@ from gpuconv.command import one_line_errors
 from gpuconv.errors import ArgumentError
 from gpuconv.run import Config
 from gpuconv.viz import arguments
-from gpuconv.viz.program import app as viz
+from gpuconv.viz.program_models import app as viz
 
 app = typer.Typer(
     name="gpuconv",

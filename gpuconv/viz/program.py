@@ -1,4 +1,6 @@
-"""The commands `gpuconv viz ...`: options to arguments, and one line that says what was written.
+"""The commands `gpuconv viz ...` of a convolution: options to arguments, then what was written.
+
+Those of models and runs are in `program_models`.
 
 Nothing that draws is imported before a command runs.
 """
@@ -9,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from gpuconv import models
 from gpuconv.command import one_line_errors
 from gpuconv.errors import ArgumentError
 from gpuconv.shapes import PADDING_MODES
@@ -21,6 +22,28 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="The file to write; by default named for the command."),
 ]
+InputSize = Annotated[str, typer.Option(help="The input's size, HxW.")]
+KernelSize = Annotated[str, typer.Option(help="Its size: HxW, or one number.")]
+Stride = Annotated[str, typer.Option(help="A number, or HxW.")]
+Dilation = Annotated[str, typer.Option(help="A number, or HxW.")]
+Pad = Annotated[
+    str, typer.Option(help="1, 1x2 (HxW), 0:1x2:1 (top:bottom x left:right), same or valid.")
+]
+Mode = Annotated[str, typer.Option(help=f"What the padding holds: {', '.join(PADDING_MODES)}.")]
+Resize = Annotated[str | None, typer.Option(help="HxW that an image file is resized to.")]
+Seed = Annotated[int, typer.Option(help="Decides numbers that are not given.", min=0)]
+Frame = Annotated[int | None, typer.Option(help="Draw this position only, counted from 1 (PNG).")]
+
+
+def geometry(stride: str, padding: str, dilation: str) -> dict[str, Any]:
+    """The options as the functions take them."""
+    from gpuconv.viz import arguments
+
+    return {
+        "stride": arguments.sizes("--stride", stride),
+        "padding": arguments.padding("--padding", padding),
+        "dilation": arguments.sizes("--dilation", dilation),
+    }
 
 
 def write(picture: Any, out: Path | None, default: str) -> None:
@@ -46,20 +69,14 @@ def conv(
         str | None, typer.Option(help="The input's own numbers, as in '1 2 3; 4 5 6'.")
     ] = None,
     kernel_values: Annotated[str | None, typer.Option(help="The kernel's own numbers.")] = None,
-    stride: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
-    padding: Annotated[
-        str, typer.Option(help="1, 1x2 (HxW), 0:1x2:1 (top:bottom x left:right), same or valid.")
-    ] = "0",
-    dilation: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
-    padding_mode: Annotated[
-        str, typer.Option(help=f"What the padding holds: {', '.join(PADDING_MODES)}.")
-    ] = "zeros",
+    stride: Stride = "1",
+    padding: Pad = "0",
+    dilation: Dilation = "1",
+    padding_mode: Mode = "zeros",
     bias: Annotated[float, typer.Option(help="Added to every sum.")] = 0.0,
-    size: Annotated[str | None, typer.Option(help="HxW that an image file is resized to.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides numbers that are not given.", min=0)] = 0,
-    frame: Annotated[
-        int | None, typer.Option(help="Draw this output position only, counted from 1 (PNG).")
-    ] = None,
+    size: Resize = None,
+    seed: Seed = 0,
+    frame: Frame = None,
     out: Out = None,
 ) -> None:
     """Animate a kernel sliding over an image, with every product and sum (GIF, HTML, PNG)."""
@@ -83,9 +100,7 @@ def conv(
         else arguments.numbers("--values", values),
         given,
         preset=preset,
-        stride=arguments.sizes("--stride", stride),
-        padding=arguments.padding("--padding", padding),
-        dilation=arguments.sizes("--dilation", dilation),
+        **geometry(stride, padding, dilation),
         padding_mode=padding_mode,
         bias=bias,
         size=None if size is None else arguments.sizes("--size", size),
@@ -101,24 +116,18 @@ def channels(
     image: Annotated[
         str, typer.Option(help="The input: a size CxHxW, or an image file (RGB).")
     ] = "3x5x5",
-    kernel: Annotated[str, typer.Option(help="Its size: HxW, or one number.")] = "3",
+    kernel: KernelSize = "3",
     filters: Annotated[int, typer.Option(help="How many: each gives a map.", min=1)] = 2,
-    stride: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
-    padding: Annotated[
-        str, typer.Option(help="1, 1x2 (HxW), 0:1x2:1 (top:bottom x left:right), same or valid.")
-    ] = "0",
-    dilation: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
-    padding_mode: Annotated[
-        str, typer.Option(help=f"What the padding holds: {', '.join(PADDING_MODES)}.")
-    ] = "zeros",
+    stride: Stride = "1",
+    padding: Pad = "0",
+    dilation: Dilation = "1",
+    padding_mode: Mode = "zeros",
     bias: Annotated[
         str | None, typer.Option(help="One number a filter, as in '1 0'; small ones by default.")
     ] = None,
-    size: Annotated[str | None, typer.Option(help="HxW that an image file is resized to.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides numbers that are not given.", min=0)] = 0,
-    frame: Annotated[
-        int | None, typer.Option(help="Draw this output position only, counted from 1 (PNG).")
-    ] = None,
+    size: Resize = None,
+    seed: Seed = 0,
+    frame: Frame = None,
     out: Out = None,
 ) -> None:
     """Animate how channels add up to maps: a kernel for each, and filters (GIF, HTML, PNG)."""
@@ -128,9 +137,7 @@ def channels(
         arguments.image("--image", image, axes=3),
         arguments.sizes("--kernel", kernel),
         filters,
-        stride=arguments.sizes("--stride", stride),
-        padding=arguments.padding("--padding", padding),
-        dilation=arguments.sizes("--dilation", dilation),
+        **geometry(stride, padding, dilation),
         padding_mode=padding_mode,
         bias=None if bias is None else arguments.numbers("--bias", bias).ravel(),
         size=None if size is None else arguments.sizes("--size", size),
@@ -143,18 +150,14 @@ def channels(
 @app.command()
 @one_line_errors
 def backward(
-    image: Annotated[str, typer.Option(help="The input's size, HxW.")] = "5x5",
-    kernel: Annotated[str, typer.Option(help="Its size: HxW, or one number.")] = "3",
-    stride: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
-    padding: Annotated[
-        str, typer.Option(help="1, 1x2 (HxW), 0:1x2:1 (top:bottom x left:right), same or valid.")
-    ] = "0",
-    dilation: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
+    image: InputSize = "5x5",
+    kernel: KernelSize = "3",
+    stride: Stride = "1",
+    padding: Pad = "0",
+    dilation: Dilation = "1",
     of: Annotated[str, typer.Option(help="The gradient by what: input or weight.")] = "input",
-    seed: Annotated[int, typer.Option(help="Decides the numbers.", min=0)] = 0,
-    frame: Annotated[
-        int | None, typer.Option(help="Draw this position only, counted from 1 (PNG).")
-    ] = None,
+    seed: Seed = 0,
+    frame: Frame = None,
     out: Out = None,
 ) -> None:
     """Animate a gradient of a convolution: by input or by weight, with every sum written out."""
@@ -163,9 +166,7 @@ def backward(
     picture = draw(
         arguments.sizes("--image", image),
         arguments.sizes("--kernel", kernel),
-        stride=arguments.sizes("--stride", stride),
-        padding=arguments.padding("--padding", padding),
-        dilation=arguments.sizes("--dilation", dilation),
+        **geometry(stride, padding, dilation),
         of=of,
         seed=seed,
         frame=frame,
@@ -176,13 +177,11 @@ def backward(
 @app.command()
 @one_line_errors
 def coverage(
-    image: Annotated[str, typer.Option(help="The input's size, HxW.")] = "7x7",
-    kernel: Annotated[str, typer.Option(help="Its size: HxW, or one number.")] = "3",
-    stride: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
-    padding: Annotated[
-        str, typer.Option(help="1, 1x2 (HxW), 0:1x2:1 (top:bottom x left:right), same or valid.")
-    ] = "0",
-    dilation: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
+    image: InputSize = "7x7",
+    kernel: KernelSize = "3",
+    stride: Stride = "1",
+    padding: Pad = "0",
+    dilation: Dilation = "1",
     out: Out = None,
 ) -> None:
     """Draw how often each pixel is used; warns of rows and columns that never are (PNG)."""
@@ -191,9 +190,7 @@ def coverage(
     seen = visits.visits(
         arguments.sizes("--image", image),
         arguments.sizes("--kernel", kernel),
-        stride=arguments.sizes("--stride", stride),
-        padding=arguments.padding("--padding", padding),
-        dilation=arguments.sizes("--dilation", dilation),
+        **geometry(stride, padding, dilation),
     )
     write(visits.draw(seen), out, "coverage.png")
     if seen.warning:
@@ -203,15 +200,13 @@ def coverage(
 @app.command()
 @one_line_errors
 def tile(
-    image: Annotated[str, typer.Option(help="The input's size, HxW.")] = "16x16",
+    image: InputSize = "16x16",
     channels: Annotated[int, typer.Option(help="Of the input.", min=1)] = 16,
     filters: Annotated[int, typer.Option(help="Output channels.", min=1)] = 32,
-    kernel: Annotated[str, typer.Option(help="Its size: HxW, or one number.")] = "3",
-    stride: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
-    padding: Annotated[
-        str, typer.Option(help="1, 1x2 (HxW), 0:1x2:1 (top:bottom x left:right), same or valid.")
-    ] = "0",
-    dilation: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
+    kernel: KernelSize = "3",
+    stride: Stride = "1",
+    padding: Pad = "0",
+    dilation: Dilation = "1",
     batch: Annotated[int, typer.Option(help="Images.", min=1)] = 1,
     algo: Annotated[
         str, typer.Option(help="The kernel: tiled, direct, or auto for what the library takes.")
@@ -233,9 +228,7 @@ def tile(
         channels,
         filters,
         arguments.sizes("--kernel", kernel),
-        stride=arguments.sizes("--stride", stride),
-        padding=arguments.padding("--padding", padding),
-        dilation=arguments.sizes("--dilation", dilation),
+        **geometry(stride, padding, dilation),
         batch=batch,
         algo=algo,
         which=which,
@@ -245,34 +238,14 @@ def tile(
     write(picture, out, "tile.png")
 
 
-@app.command("receptive-field")
-@one_line_errors
-def receptive_field(
-    model: Annotated[str, typer.Argument(help=f"One of {', '.join(models.NAMES)}.")],
-    input: Annotated[str, typer.Option(help="CxHxW.")] = "1x28x28",
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(help="A layer by name; may be given again. By default those that see more."),
-    ] = None,
-    out: Out = None,
-) -> None:
-    """Draw what the layers of a model see of the input: what could matter, and what does (PNG)."""
-    from gpuconv.viz import arguments, receptive_field as draw
-
-    size = arguments.sizes("--input", input, axes=3)
-    write(draw(model, size, layer), out, "receptive-field.png")
-
-
 @app.command()
 @one_line_errors
 def matrix(
-    image: Annotated[str, typer.Option(help="The input's size, HxW.")] = "4x4",
-    kernel: Annotated[str, typer.Option(help="Its size: HxW, or one number.")] = "3",
-    stride: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
-    padding: Annotated[
-        str, typer.Option(help="1, 1x2 (HxW), 0:1x2:1 (top:bottom x left:right), same or valid.")
-    ] = "0",
-    dilation: Annotated[str, typer.Option(help="A number, or HxW.")] = "1",
+    image: InputSize = "4x4",
+    kernel: KernelSize = "3",
+    stride: Stride = "1",
+    padding: Pad = "0",
+    dilation: Dilation = "1",
     out: Out = None,
 ) -> None:
     """Draw the convolution as a matrix, beside a dense layer of the same size (PNG)."""
@@ -281,9 +254,7 @@ def matrix(
     picture = draw(
         arguments.sizes("--image", image),
         arguments.sizes("--kernel", kernel),
-        stride=arguments.sizes("--stride", stride),
-        padding=arguments.padding("--padding", padding),
-        dilation=arguments.sizes("--dilation", dilation),
+        **geometry(stride, padding, dilation),
     )
     write(picture, out, "matrix.png")
 
@@ -312,152 +283,3 @@ def apply(
     if kernel_values is not None:
         used = arguments.numbers("--kernel-values", kernel_values)
     write(draw(photo, used, longest=longest), out, "apply.png")
-
-
-Saved = Annotated[
-    Path,
-    typer.Argument(
-        metavar="SAVED",
-        help="A run folder, its last or best, or a safetensors file (--model).",
-    ),
-]
-Photo = Annotated[Path, typer.Option("--image", help="An image file.", show_default=False)]
-Invert = Annotated[
-    bool, typer.Option(help="Swap light and dark (for dark things on a light ground).")
-]
-Layer = Annotated[str | None, typer.Option(help="A layer's dotted name.")]
-Checkpoint = Annotated[str, typer.Option(help="Of a run folder: best or last.")]
-Model = Annotated[
-    str | None, typer.Option(help=f"Of a safetensors file: one of {', '.join(models.NAMES)}.")
-]
-Size = Annotated[str | None, typer.Option(help="Of its images: HxW.")]
-Numbers = Annotated[
-    str | None, typer.Option(help="Its images were normalised so: numbers, one a channel.")
-]
-Most = Annotated[int, typer.Option(help="Draw at most so many.", min=1, max=256)]
-
-
-def read_saved(
-    path: Path,
-    checkpoint: str,
-    model: str | None,
-    size: str | None = None,
-    mean: str | None = None,
-    std: str | None = None,
-) -> tuple[Any, Any]:
-    """(config, model) of what `Saved` and the options after it name."""
-    from gpuconv.viz import arguments, read_model
-
-    pixels: Any = None if size is None else arguments.sizes("--size", size)
-    return read_model(
-        path,
-        checkpoint,
-        model=model,
-        size=pixels,
-        mean=None if mean is None else arguments.numbers("--mean", mean).ravel().tolist(),
-        std=None if std is None else arguments.numbers("--std", std).ravel().tolist(),
-    )
-
-
-@app.command()
-@one_line_errors
-def filters(
-    saved: Saved,
-    layer: Layer = None,
-    most: Most = 16,
-    checkpoint: Checkpoint = "best",
-    model: Model = None,
-    out: Out = None,
-) -> None:
-    """Draw the filters of a layer, by default the first convolution."""
-    from gpuconv.viz import filters as draw
-
-    _, net = read_saved(saved, checkpoint, model)
-    write(draw(net, layer, most=most), out, "filters.png")
-
-
-@app.command()
-@one_line_errors
-def features(
-    saved: Saved,
-    image: Photo,
-    layer: Layer = None,
-    most: Most = 16,
-    invert: Invert = False,
-    checkpoint: Checkpoint = "best",
-    model: Model = None,
-    size: Size = None,
-    mean: Numbers = None,
-    std: Numbers = None,
-    out: Out = None,
-) -> None:
-    """Draw what a layer, by default the first convolution, makes of a photo."""
-    from gpuconv.viz import features as draw, read_photo
-
-    config, net = read_saved(saved, checkpoint, model, size, mean, std)
-    x, shown = read_photo(config, image, invert)
-    write(draw(net, x, layer, most=most, image=shown), out, "features.png")
-
-
-@app.command()
-@one_line_errors
-def cam(
-    saved: Saved,
-    image: Photo,
-    layer: Layer = None,
-    target: Annotated[
-        str | None, typer.Option("--class", help="A class's name; by default the predicted one.")
-    ] = None,
-    invert: Invert = False,
-    checkpoint: Checkpoint = "best",
-    model: Model = None,
-    size: Size = None,
-    mean: Numbers = None,
-    std: Numbers = None,
-    out: Out = None,
-) -> None:
-    """Draw where in a photo a model sees a class (Grad-CAM), by default at its last convolution."""
-    from gpuconv.viz import cam as draw, read_photo
-
-    config, net = read_saved(saved, checkpoint, model, size, mean, std)
-    x, shown = read_photo(config, image, invert)
-    write(draw(net, x, layer, target, classes=config.classes, image=shown), out, "cam.png")
-
-
-Run = Annotated[Path, typer.Argument(help="A run folder.")]
-Data = Annotated[str | None, typer.Option(help="Other data than the run's; its test part is used.")]
-
-
-@app.command()
-@one_line_errors
-def curves(run: Run, out: Out = None) -> None:
-    """Draw a run's loss, accuracy and learning rate over its epochs."""
-    from gpuconv.viz import curves as draw
-
-    write(draw(run), out, "curves.png")
-
-
-@app.command()
-@one_line_errors
-def confusion(
-    run: Run, data: Data = None, checkpoint: Checkpoint = "last", out: Out = None
-) -> None:
-    """Draw the confusion matrix of a run's model on its test data."""
-    from gpuconv.viz import confusion as draw
-
-    write(draw(run, data, checkpoint), out, "confusion.png")
-
-
-@app.command()
-@one_line_errors
-def mistakes(
-    run: Run,
-    data: Data = None,
-    checkpoint: Checkpoint = "last",
-    most: Annotated[int, typer.Option(help="Draw at most so many.", min=1, max=100)] = 12,
-    out: Out = None,
-) -> None:
-    """Draw the test images that a run's model gets most wrong: true and predicted class."""
-    from gpuconv.viz import mistakes as draw
-
-    write(draw(run, data, checkpoint, most=most), out, "mistakes.png")

@@ -37,6 +37,8 @@ _BUTTONS = "".join(  # of triangles and lines, which every font has
 _BUTTONS += (
     ".fa{font-style:normal;font-size:12px;white-space:nowrap}"
     ".fa-flip-horizontal{display:inline-block;transform:scaleX(-1)}"
+    ".animation{font-family:sans-serif;max-width:100%}"
+    ".animation img,.animation .anim-slider{max-width:100%}"  # on a narrow screen
 )
 
 
@@ -266,6 +268,7 @@ class Animation:
         player = player.replace("<img id=", f'<img alt="{escape(title)}" style="{under}" id=', 1)
         return (
             f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(title)}</title></head>\n<body>{player}</body></html>\n"
         )
 

@@ -1,16 +1,20 @@
 # make demo: train a small CNN on real images.  make test: everything CI checks of the code.
-# Both make their own virtual environment in .venv first; they need Python 3.11 or later, and make.
+# make docs: pages about the convolution, in build/docs, with figures that the program draws.
+# All make their own virtual environment in .venv first; they need Python 3.11 or later, and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # In the other editable mode a script beside the checkout would import its folder, an empty namespace.
 EDITABLE := --config-settings editable_mode=compat -e
 
-.PHONY: demo test lint format clean
+.PHONY: demo docs test lint format clean
 
 # One BLAS thread: on layers this small a second one gains little, and loses much on a busy machine.
 demo: $(VENV)/installed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/gpuconv train --out runs/demo --overwrite
+
+docs: $(VENV)/installed
+	$(BIN)/python docs/build.py build/docs
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto

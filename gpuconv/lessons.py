@@ -23,7 +23,7 @@ def lessons(spec: ConvSpec | PoolSpec, corner: int, centre: int) -> Iterator[str
         large = ", and large kernels shrink an image quickly" if min(window) >= 5 else ""
         yield (
             f"{times(spec.x_shape[2:])} becomes {times(spec.y_shape[2:])}: with {little} padding a "
-            f"{times(window)} window takes {lost[0]} off the height and {lost[1]} off the "
+            f"window of {times(window)} takes {lost[0]} off the height and {lost[1]} off the "
             f"width{large}"
         )
     if corner < centre:
@@ -61,7 +61,7 @@ def _kernel(spec: ConvSpec) -> Iterator[str]:
     elif min(r, s) == 1:
         n = max(r, s)
         yield (
-            f"a {r} x {s} kernel sees neighbours along one axis; with one of {s} x {r} after it, "
+            f"a kernel of {r} x {s} sees along one axis only; with one of {s} x {r} after it, "
             f"that makes {n} x {n} of {2 * n} weights instead of {n * n}"
         )
     elif r == s >= 5 and r % 2 and max(*spec.dilation, *spec.stride) == 1:

@@ -98,7 +98,7 @@ def test_padding_that_the_floor_drops_is_no_pixel() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "sentence"),
     [
-        ((7, 3), {}, "7 x 7 becomes 5 x 5: with no padding a window of 3 x 3 takes 2 off the height"),
+        ((7, 3), {}, "7 x 7 becomes 5 x 5: with no padding a window of 3 x 3 takes 2"),
         ((30, 11), {}, "and large kernels shrink an image quickly"),
         ((8, 1), {"channels": 16, "filters": 4}, "only mixes channels, 16 to an output"),
         ((8, 1), {}, "it only scales"),

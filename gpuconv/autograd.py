@@ -68,6 +68,7 @@ class Function:
     be: Backend
     number: int = -1
     freed: bool = False
+    _made: tuple[Any, Any] = ((), None)  # shape and dtype of what `apply` gave
     macs: int = 0  # multiply-accumulates of the last forward pass, for `summary`
 
     def forward(self, be: Backend, *arrays: Any) -> Array:
@@ -105,7 +106,9 @@ class Function:
             (v._node or v) if w else None for v, w in zip(inputs, wanted, strict=True)
         )
         self.number = next(_numbers)
-        return Tensor(y, requires_grad=True, node=self)
+        result = Tensor(y, requires_grad=True, node=self)
+        self._made = y.shape, y.dtype
+        return result
 
     def free(self) -> None:
         """Forget saved arrays and edges; the node can be seen afterwards, but not passed again."""
@@ -502,6 +505,12 @@ def _run_backward(root: Function, gy: Array) -> None:
                     f"{name}.backward returned None for an input that needs a gradient"
                 )
             g = _array(g)
+            if isinstance(edge, Function) and (g.shape, g.dtype) != edge._made:
+                shape, dtype = edge._made
+                raise GraphError(
+                    f"{name}.backward gave a gradient {g.dtype} {g.shape} for an input {dtype} "
+                    f"{shape}; they must agree"
+                )
             if isinstance(edge, Tensor):
                 # An array passed on as it came may go to others too: a leaf gets its own.
                 edge._accumulate(g.copy() if be.xp.may_share_memory(g, gy) else g)

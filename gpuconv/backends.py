@@ -267,8 +267,11 @@ def _cupy() -> Any:
 @cache  # to look at the environment takes longer than to begin a kernel
 def host_backend() -> Backend:
     """The backend for NumPy arrays when none was chosen: $GPUCONV_BACKEND, else "cpu"."""
-    name = os.environ.get("GPUCONV_BACKEND", "cpu")
-    be = get_backend(name)
+    name = os.environ.get("GPUCONV_BACKEND") or "cpu"
+    try:
+        be = get_backend(name)
+    except DeviceError as error:
+        raise DeviceError(f"GPUCONV_BACKEND={name!r}: {error}") from None
     if be.xp is not np:
         raise DeviceError(
             f"GPUCONV_BACKEND={name!r} does not compute on NumPy arrays; use 'numpy', and move "

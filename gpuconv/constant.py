@@ -4,6 +4,7 @@ That an array is read-only says nothing: it may be a view of one that is not, an
 writeable again. Here are those that `gpuconv.nn.fold` made for itself and shows to nobody else.
 """
 
+import os
 import threading
 import weakref
 from collections import OrderedDict
@@ -36,24 +37,39 @@ class Constants:
         entry = self.known.get(id(array))
         if entry is None or entry[0]() is not array:
             return None
+        kept = entry[1]
         with self.lock:
-            kept = entry[1]
             found = kept.get(id(purpose))
-            if found is None or found[0] is not purpose:
-                found = kept[id(purpose)] = purpose, make(array)
-                while len(kept) > MOST:
-                    kept.popitem(last=False)
-            kept.move_to_end(id(purpose))
-            return found[1]
+            if found is not None:
+                kept.move_to_end(id(purpose))
+                return found[1]
+        # Without the lock: it takes long, and other locks. Of two threads' the first one's is kept.
+        made = purpose, make(array)
+        with self.lock:
+            found = kept.setdefault(id(purpose), made)
+            while len(kept) > MOST:
+                kept.popitem(last=False)
+        return found[1]
 
     def release(self) -> None:
         """Forget what was worked out; it is made again when it is needed."""
         with self.lock:
-            for _, kept in self.known.values():
+            for _, kept in list(self.known.values()):  # arrays end meanwhile, in any thread
                 kept.clear()
+
+    def renew(self) -> None:
+        """In a forked child: a lock of its own."""
+        self.lock = threading.RLock()
 
     def _forget(self, number: int, _: Any) -> None:
         self.known.pop(number, None)
 
 
 CONSTANTS = Constants()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: CONSTANTS.lock.acquire(),
+        after_in_parent=lambda: CONSTANTS.lock.release(),
+        after_in_child=CONSTANTS.renew,
+    )

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from gpuconv.precision import get_float32_precision
@@ -180,7 +180,7 @@ class Planned(Conv):
         return dense
 
 
-@cache
+@lru_cache(maxsize=4096)
 def padded(spec: ConvSpec) -> ConvSpec:
     """The same convolution of an image that is padded already."""
     return replace(

@@ -14,7 +14,7 @@ from pathlib import Path
 def cache_folder() -> Path:
     """$GPUCONV_CACHE, else gpuconv in the cache folder of the user; a temporary one of nobody."""
     if given := os.environ.get("GPUCONV_CACHE"):
-        return Path(given)
+        return Path(given).expanduser()
     given = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if not os.path.isabs(given):  # nobody's home
         given = os.path.join(tempfile.gettempdir(), f"gpuconv-{os.getuid()}")
@@ -45,6 +45,19 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def read_own(path: Path) -> bytes:
+    """The file, which will be run: PermissionError unless only this user, or root, can write it.
+
+    A folder that the user names in $GPUCONV_CACHE is trusted as it is.
+    """
+    with open(path, "rb") as file:
+        found = os.fstat(file.fileno())
+        if os.name == "posix" and not os.environ.get("GPUCONV_CACHE"):
+            if found.st_uid not in (os.getuid(), 0) or found.st_mode & 0o022:
+                raise PermissionError(f"{path} could have been written by another user")
+        return file.read()
 
 
 @cache

@@ -10,11 +10,12 @@ from typer.testing import CliRunner
 
 import gpuconv as gc
 from gpuconv import nn
-from gpuconv.arithmetic import ranges, unused
+from gpuconv.arithmetic import uses
 from gpuconv.cli import app
 from gpuconv.errors import ArgumentError
 from gpuconv.explain import arithmetic
 from gpuconv.viz.visits import visits
+from gpuconv.words import count, lines, padding as padding_words, ranges, short
 
 pytestmark = pytest.mark.usefixtures("array_code")
 PADDINGS: tuple[Any, ...] = (0, 1, "same", "valid", ((0, 2), (1, 0)))
@@ -46,6 +47,9 @@ def test_numbers_are_those_of_the_layer(kernel: Any, padding: Any) -> None:
         assert found.edge == seen.edges[0]
         assert found.centre == seen.centre
         assert tuple(axis.unused for axis in found.axes) == seen.unused
+        np.testing.assert_array_equal(
+            np.outer(uses(found.spec, 0), uses(found.spec, 1)), seen.counts
+        )
         for axis in found.axes:
             assert axis.formula.endswith(f"= {axis.output}")
             last = (axis.output - 1) * axis.stride + axis.field  # where the last window ends
@@ -62,11 +66,14 @@ def test_the_formula_with_its_values() -> None:
     assert height.formula == "floor((7 + 1 + 2 - 2 * (4 - 1) - 1) / 1) + 1 = 4"
     assert width.formula == "floor((32 + 0 + 0 - 1 * (11 - 1) - 1) / 4) + 1 = 6"
     assert (width.dropped, width.dropped_pixels, width.unused) == (1, 1, (31,))
-    assert "height: 3 / 1 = 3, a whole number; width: 21 / 4 = 5.25 is rounded down to 5" in one(
-        found
+    assert "height: 3 / 1 = 3, a whole number; width: 21 / 4 is rounded down to 5" in one(found)
+    assert (
+        "(remainder 1), which drops column 31 (from 0) of the image; 3 more of padding at the right"
+        in one(found)
     )
-    assert "drops column 31 (from 0) of the image; 3 more of padding at the right" in one(found)
     assert arithmetic(32, 11, 4, ((0, 3), (0, 3))).spec.y_shape[2:] == (7, 7)
+    assert "20000 / 2 = 10000, a whole number" in one(arithmetic(20001, 1, 2))
+    assert "19999 / 2 is rounded down to 9999 (remainder 1)" in one(arithmetic(20001, 2, 2))
 
 
 def one(found: Any) -> str:
@@ -80,10 +87,11 @@ def test_an_even_kernel_is_split_unevenly() -> None:
     text = one(found)
     assert "(7 - 1) * 1 + 4 = 10, 3 more than 7: 1 before and 2 after, as of an odd" in text
     assert "a window of 4 rows has no middle one" in text
-    assert "output i then sees rows i - 1 to i + 2, half a pixel off" in text
+    assert "output i then reads rows i - 1 to i + 2, half a pixel off" in text
     assert "no middle" not in one(arithmetic(7, 3, padding="same"))
     assert "no middle" not in one(arithmetic(7, 4, dilation=2))  # 7 pixels: symmetric again
     assert "columns i to i + 1" in one(arithmetic(7, (3, 2)))
+    assert "rows i - 1 to i + 2 in steps of 3, half" in one(arithmetic(7, 2, dilation=3))
 
 
 def test_padding_that_the_floor_drops_is_no_pixel() -> None:
@@ -100,12 +108,18 @@ def test_padding_that_the_floor_drops_is_no_pixel() -> None:
     [
         ((7, 3), {}, "7 x 7 becomes 5 x 5: with no padding a window of 3 x 3 takes 2"),
         ((30, 11), {}, "and large kernels shrink an image quickly"),
-        ((8, 1), {"channels": 16, "filters": 4}, "only mixes channels, 16 to an output"),
-        ((8, 1), {}, "it only scales"),
-        ((8, (1, 3)), {}, "with one of 3 x 1 after it, that makes 3 x 3 of 6 weights instead of 9"),
+        ((8, 1), {"channels": 16, "filters": 4}, "it mixes channels, 16 to an output"),
+        ((8, 1), {}, "it scales each channel"),
+        ((8, (1, 3)), {}, "with one of 3 x 1 after it, that makes a separable 3 x 3 of 6 weights"),
         ((9, 7), {}, "3 layers of 3 x 3 see 7 x 7 pixels too, with 27 weights"),
         ((8, 3), {"channels": 4, "groups": 4}, "depthwise"),
-        ((8, 3), {}, "a corner pixel takes part in 1 sum, the centre in 9"),
+        ((8, 3), {}, "the top left pixel is in 1 window, the centre in 9"),
+        ((9, 3, 1, 0, 2), {}, "reads 3 x 3 of the pixels in 5 x 5 of this layer's input"),
+        (
+            (7, (3, 1), 1, (0, 1)),
+            {},
+            "with so little padding a window of 3 x 1 takes 2 off the height",
+        ),
         ((8, 2), {"pooling": True}, "translation invariance"),
     ],
 )
@@ -113,11 +127,19 @@ def test_lessons_where_they_apply(arguments: Any, options: Any, sentence: str) -
     assert sentence in one(arithmetic(*arguments, **options))
 
 
+def test_large_layers_take_no_time() -> None:
+    found = arithmetic(100_000, 10_000)
+    assert (found.corner, found.centre) == (1, 10_000**2)
+    assert arithmetic(5, 3, padding=(9_999_999, 1)).centre == 9
+    assert arithmetic(1 << 20, 250, 3, 7).axes[0].output == ((1 << 20) + 14 - 250) // 3 + 1
+
+
 def test_lessons_stay_away_where_they_do_not_apply() -> None:
     assert arithmetic(8, 1, channels=2, filters=2).lessons == (
-        "a 1 x 1 kernel sees no neighbours: it only mixes channels, 2 to an output",
+        "a 1 x 1 kernel sees no neighbours: it mixes channels, 2 to an output",
     )
     assert not any("becomes" in lesson for lesson in arithmetic(8, 3, padding=1).lessons)
+    assert not any("counts for less" in n for n in arithmetic(7, 1, 2, 1).lessons)
 
 
 def test_pooling_is_that_of_the_layer() -> None:
@@ -134,7 +156,7 @@ def test_pooling_is_that_of_the_layer() -> None:
         assert (found.parameters, found.macs) == (0, 0)
         text = str(found)
         assert text.startswith(f"pooling 5 x {height} x {width}")
-        assert "multiplication" in text
+        assert "no products" in text
     nine = arithmetic(9, 2, pooling=True)
     assert nine.axes[0].unused == (8,)
     assert "in none at all: row 8 and column 8 (from 0)" in one(nine)
@@ -158,13 +180,21 @@ def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
         arithmetic(**options)
 
 
-def test_ranges_of_numbers() -> None:
+def test_words() -> None:
     assert ranges([]) == ""
     assert ranges([3]) == "3"
     assert ranges([0, 1, 2, 5, 7, 8]) == "0 to 2, 5, 7 to 8"
     assert ranges(range(0, 20, 2)) == "0, 2, 4, 6, 8, ..."
-    assert unused([(), (4,)]) == "column 4"
-    assert unused([(1, 2), ()]) == "rows 1 to 2"
+    assert ranges([0, 2, 4, 6, 8, 9]) == "0, 2, 4, 6, 8 to 9"
+    assert lines([(), (4,)]) == "column 4"
+    assert lines([(1, 2), ()]) == "rows 1 to 2"
+    assert (short((2, 2)), short((2, 1))) == ("2", "2 x 1")
+    assert (count(1, "window"), count(1000, "window")) == ("1 window", "1,000 windows")
+    assert padding_words(((0, 0), (0, 0))) == "no padding"
+    assert padding_words(((1, 1), (1, 1))) == "padding 1"
+    assert padding_words(((-1, -1), (-1, -1))) == "cut off 1"
+    assert padding_words(((0, 1), (2, 3))) == "padding bottom 1, left 2, right 3"
+    assert padding_words(((1, -2), (0, 0))) == "padding top 1; cut off bottom 2"
 
 
 def explain(*options: str) -> Any:

@@ -456,3 +456,17 @@ def test_what_is_no_array_is_told_in_one_line() -> None:
     for call in (lambda: gc.relu(3.0), lambda: gc.relu(None), lambda: gc.conv2d(3.0, w)):
         with pytest.raises(DtypeError, match=r"x is (3.0|None), not an array; wrap it with"):
             call()
+
+
+@pytest.mark.parametrize("wrong", ["dtype", "shape"])
+def test_a_gradient_that_does_not_fit_an_inner_node_is_an_error(wrong: str) -> None:
+    class Wrong(Function):
+        def forward(self, be: Any, x: Any) -> Any:
+            return x * 2
+
+        def backward(self, be: Any, gy: Any) -> Any:
+            return gy.astype("float64") if wrong == "dtype" else gy[..., :1]
+
+    x = gc.tensor(np.ones((2, 3), "float32"), requires_grad=True)
+    with pytest.raises(GraphError, match=r"Wrong.backward gave a gradient .* for an input float32"):
+        Wrong().apply(gc.relu(x)).sum().backward()

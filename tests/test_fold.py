@@ -1,5 +1,8 @@
 """Folding: the same scores as the network in evaluation, which stays as it is."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 import gpuconv as gc
 from gpuconv import models, nn
+from gpuconv.constant import Constants
 from gpuconv.errors import ArgumentError
 
 
@@ -114,6 +118,40 @@ def test_only_its_own_weights_are_taken_for_constants() -> None:
             view *= 2
             after = gc.fused_conv2d(x, w.reshape(shape), relu=False)
             np.testing.assert_array_equal(after, 2 * before)
+
+
+def test_constants_may_end_while_what_is_kept_of_others_is_released() -> None:
+    constants = Constants()
+    first, purpose = constants.add(np.ones(3)), object()
+    constants.derived(first, purpose, lambda _: constants.add(np.ones(4)))
+    assert len(constants.known) == 2
+    constants.release()
+    assert list(constants.known) == [id(first)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_while_a_constant_is_packed() -> None:
+    code = (
+        "import os, signal, threading, time, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "import numpy as np\n"
+        "from gpuconv.constant import CONSTANTS\n"
+        "first, second, purpose = CONSTANTS.add(np.ones(3)), CONSTANTS.add(np.ones(4)), object()\n"
+        "def make(array): time.sleep(0.3); return array.sum()\n"
+        "def derive(): print(CONSTANTS.derived(first, purpose, make), flush=True)\n"
+        "thread = threading.Thread(target=derive); thread.start()\n"
+        "time.sleep(0.1)\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    signal.alarm(10)\n"
+        "    print(CONSTANTS.derived(second, purpose, make), flush=True); os._exit(0)\n"
+        "thread.join()\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert sorted(done.stdout.split()) == ["0", "3.0", "4.0"], done.stderr
 
 
 def test_mistakes() -> None:

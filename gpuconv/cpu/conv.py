@@ -13,7 +13,7 @@ those of two whose height is 1; padding of other modes than zeros is array code.
 """
 
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -37,6 +37,7 @@ from gpuconv.planned import Plan, Planned, padded
 from gpuconv.shapes import ConvSpec
 
 Array = Any
+MOST_BYTES = 1 << 46  # of an output
 ALGORITHMS = ("depthwise", "gemm", "winograd", "direct", "im2col")
 PASSES = ("forward", "grad_input", "grad_weight")
 
@@ -58,7 +59,7 @@ def kernels(algorithm: str, which: str) -> Any:
     return (found | {"depthwise": depthwise, "gemm": pointwise})[algorithm]
 
 
-@cache
+@lru_cache(maxsize=4096)
 def flat(spec: ConvSpec) -> ConvSpec:
     """The same problem as kernels see it: two spatial axes, zeros around the image."""
     if spec.padding_mode != "zeros":
@@ -156,6 +157,11 @@ class CpuConv(Planned):
         algo: str,
         precision: str,
     ) -> Plan:
+        if prod(spec.y_shape) * dtype.itemsize > MOST_BYTES:  # said before plans of that size
+            raise ArgumentError(
+                f"conv{spec.nd}d: an output of {spec.y_shape} fits no machine's memory; use less "
+                f"padding than {spec.padding}"
+            )
         choice = choose(spec, dtype, "forward", precision, algo)
         base = self._plain()
         if choice.algorithm == "im2col":

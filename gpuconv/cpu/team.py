@@ -119,6 +119,8 @@ class Helper:
 
 _SPARE = (ctypes.c_int64 * 8)()
 _count: int | None = None
+_team: Team | None = None
+_making = threading.Lock()
 _log = logging.getLogger("gpuconv")
 
 
@@ -142,8 +144,12 @@ def set_num_threads(count: int) -> None:
 
 @cache
 def team() -> Team:
-    """The process's team."""
-    return Team()
+    """The process's team: the same one for all threads that ask for it first."""
+    global _team
+    with _making:
+        if _team is None:
+            _team = Team()
+        return _team
 
 
 @cache
@@ -164,9 +170,16 @@ def _few(count: int, why: str) -> None:
 
 @atexit.register
 def _end() -> None:
-    if team.cache_info().currsize:
-        team().stop()
+    if _team is not None:
+        _team.stop()
+
+
+def _forked() -> None:
+    """In a child: its helpers, and whoever was making a team, are in the parent."""
+    global _team, _making
+    _team, _making = None, threading.Lock()
+    team.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=team.cache_clear)
+    os.register_at_fork(after_in_child=_forked)

@@ -27,7 +27,7 @@ class FusedConv2d(Module):
     """
 
     def __init__(self, weight: Array, bias: Array | None, options: Any, relu: bool) -> None:
-        self.weight = Buffer(CONSTANTS.add(weight))
+        self.weight = Buffer(CONSTANTS.add(weight.copy()))
         self.bias = None if bias is None else Buffer(bias)
         self.options, self.relu = options, relu
 
@@ -73,6 +73,8 @@ def fold(model: Module) -> Module:
     method `fold` (the residual networks of `gpuconv.models`) says itself what becomes of it; others
     are copied. ArgumentError in training mode, whose results are others.
     """
+    if not isinstance(model, Module):
+        raise ArgumentError(f"fold: it takes a Module, not {type(model).__name__}")
     if any(isinstance(module, BatchNorm2d) and module.training for module in model.modules()):
         raise ArgumentError("fold: the model is in training mode; call .eval() on it first")
     own = getattr(model, "fold", None)

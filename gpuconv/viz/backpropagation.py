@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.errors import ArgumentError
-from gpuconv.shapes import IntOrInts, Ints, Padding, Pads
+from gpuconv import words
+from gpuconv.arithmetic import each, each_axis
+from gpuconv.shapes import IntOrInts, Padding
 from gpuconv.viz import presets
 from gpuconv.viz.gradients import Gradient, gradient
 from gpuconv.viz.sheet import (
-    FRAMES,
     GAP,
     LINE,
     MARGIN,
@@ -22,8 +22,10 @@ from gpuconv.viz.sheet import (
     cell_size,
     moving,
     say,
+    shown,
 )
-from gpuconv.viz.style import NEGATIVE, PALE, STRONG, Array, Grid, new_figure, number, shape
+from gpuconv.viz.style import NEGATIVE, PALE, STRONG, Array, Grid, new_figure, number
+from gpuconv.words import settings, shape, short
 
 TERMS = 9  # of a sum that is written out
 
@@ -53,14 +55,8 @@ def backward(
     )
     presets.check_drawable("what the kernel slides over", data.plane.shape)
     total = data.result.size
-    if frame is not None and not 1 <= frame <= total:
-        raise ArgumentError(
-            f"frame {frame} is not there: the gradient by {of}, {shape(data.result.shape)}, has "
-            f"frames 1 to {total}"
-        )
-    evenly = {round(n) for n in np.linspace(0, total - 1, min(total, FRAMES)).tolist()}
-    positions = sorted(evenly) if frame is None else [frame - 1]
-    few = f"\n{FRAMES} of {total} positions are shown" if 1 < len(positions) < total else ""
+    positions = shown(data.result.shape, frame, f"gradient by {of}")
+    few = f"\n{len(positions)} of {total} positions are shown" if 1 < len(positions) < total else ""
     return moving(*_draw(data, few), positions, frame)
 
 
@@ -120,12 +116,12 @@ def _rows(data: Gradient) -> list[dict[str, tuple[Plane, str]]]:
         size = cell_size(every, every.shape[1:], 0.42)
         return Plane(every[0], title, size, **(limits | options)), sign
 
-    padded = f"{_padded(data.pads)}\n{shape(data.plane.shape)}"
+    padded = f"{words.padding(data.pads)}\n{shape(data.plane.shape)}"
     hatched = {"padding": data.padding} if data.padding.any() else {}
     result = plane(data.result, f"gradient by {data.of} {data.name}\n{shape(data.result.shape)}")
     products = plane(data.reads * data.kernel, "products, whose sum\nis " + f"{data.name}[0, 0]")
     gy = f"output's gradient gy\n{shape(data.gy.shape)}"
-    apart = "" if max(data.apart) == 1 else f", {_short(data.apart)} apart"
+    apart = "" if max(data.apart) == 1 else f", {short(data.apart)} apart"
     if not by_input:
         apart += " (stride)" if apart else ""
         return [
@@ -137,7 +133,7 @@ def _rows(data: Gradient) -> list[dict[str, tuple[Plane, str]]]:
             },
         ]
     apart += " (dilation)" if apart else ""
-    spread = "" if max(data.spec.stride) == 1 else f", spread by stride {_short(data.spec.stride)}"
+    spread = "" if max(data.spec.stride) == 1 else f", spread by stride {short(data.spec.stride)}"
     return [
         {
             "gy": plane(data.gy, gy, "\u2192"),
@@ -185,22 +181,15 @@ def _legend(data: Gradient, figure: Any, grids: dict[str, Grid], top: float) -> 
 
 def _heading(data: Gradient) -> str:
     spec, by_input = data.spec, data.of == "input"
-    dilation = f", dilation {_short(spec.dilation)}" if max(spec.dilation) > 1 else ""
     lines = [
-        f"Convolution of input {shape(data.x.shape)} with kernel {shape(data.w.shape)}, "
-        f"stride {_short(spec.stride)}, {_padded(spec.padding)}{dilation}: "
+        f"Convolution of input {shape(data.x.shape)}, {settings(spec)}: "
         f"output\xa0{shape(data.gy.shape)}"
     ]
     count = int(data.unused.sum())
     if count:
         effect = "their gradient is 0" if by_input else "they add nothing"
-        ends = [
-            f"the last {axis if n == 1 else f'{n} {axis}s'}"
-            for n, axis in zip(data.dropped, ("row", "column"), strict=True)
-            if n
-        ]
-        floor = f" (the floor of the output's size drops {' and '.join(ends)})" if ends else ""
-        lines.append(f"{count} of {data.x.size} pixels are in no window, so {effect}{floor}")
+        why = each(each_axis(spec), lambda axis: "; ".join(axis.left_out))
+        lines += [f"{count} of {data.x.size} pixels are in no window, so {effect}:", why]
     how = "the rotated kernel" if by_input else "the output's gradient, as a kernel,"
     over = "the output's gradient" if by_input else "the input"
     lines.insert(1, f"Its gradient by {data.of}: {how} slides over {over}")
@@ -218,22 +207,6 @@ def _sum(data: Gradient, i: int, j: int) -> str:
     more = [f"({len(terms) - TERMS} more)"] if len(terms) > TERMS else []
     total = number(data.result[i, j])
     return f"{data.name}[{i}, {j}] = {' + '.join(terms[:TERMS] + more)} = {total}"
-
-
-def _short(values: Ints) -> str:
-    """One number for both axes if it is the same: 2, or 2 x 1."""
-    return shape(values[:1] if len(set(values)) == 1 else values)
-
-
-def _padded(pads: Pads) -> str:
-    """What was added and cut off, in words."""
-    sides = dict(zip(("top", "bottom", "left", "right"), chain(*pads), strict=True))
-    if len(set(sides.values())) == 1:
-        n = sides["top"]
-        return f"padded by {n}" if n > 0 else f"cut off by {-n}" if n else "no padding"
-    added = ", ".join(f"{side} {n}" for side, n in sides.items() if n > 0)
-    cut = ", ".join(f"{side} {-n}" for side, n in sides.items() if n < 0)
-    return "; ".join([f"padded {added}"] * bool(added) + [f"cut off {cut}"] * bool(cut))
 
 
 def _wrapped(text: str, width: float, font: float) -> list[str]:

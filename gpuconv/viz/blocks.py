@@ -4,13 +4,12 @@ Which block computes which outputs; which warp and thread of one block; what tha
 image; what it holds in shared memory; and what it does in which order.
 """
 
-from collections.abc import Sequence
 from textwrap import fill
 from typing import Any
 
 import numpy as np
 
-from gpuconv.shapes import ConvSpec, IntOrInts, Padding
+from gpuconv.shapes import ConvSpec, IntOrInts, Padding, ints
 from gpuconv.viz.pipeline import Memory, Pixels, TimeLine, borders, loads, title
 from gpuconv.viz.style import (
     INK,
@@ -33,7 +32,7 @@ MOST = 24  # rounds of an animation: of more, the first and the last
 
 
 def tile(
-    image: Sequence[int] = (16, 16),
+    image: IntOrInts = (16, 16),
     channels: int = 16,
     filters: int = 32,
     kernel: IntOrInts = 3,
@@ -54,9 +53,12 @@ def tile(
     `Animation` over the rounds of its pipeline, whose last frame is the sum of all; a figure for a
     kernel that has none. ArgumentError for what cannot be traced, DeviceError with no compiler.
     """
-    size = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
+    pixels, size = ints("tile", "image", image, 2, 1), ints("tile", "kernel", kernel, 2, 1)
+    for name, value in (("channels", channels), ("filters", filters), ("batch", batch)):
+        ints("tile", name, value, 1, least=1)
+    ints("tile", "block", block, 1)
     spec = ConvSpec.infer(
-        (batch, channels, *image), (filters, channels, *size), stride, padding, dilation
+        (batch, channels, *pixels), (filters, channels, *size), stride, padding, dilation
     )
     return draw(trace(spec, which, algo, channels_last, block))
 

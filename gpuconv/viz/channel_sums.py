@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import words
 from gpuconv.backends import backend
 from gpuconv.errors import ArgumentError
 from gpuconv.files import StrPath
 from gpuconv.ops import conv2d
 from gpuconv.shapes import ConvSpec, IntOrInts, Ints, Padding, ints
 from gpuconv.viz import presets
+from gpuconv.viz.canvas import plain
 from gpuconv.viz.convolution import windows
 from gpuconv.viz.sheet import (
     GAP,
@@ -30,12 +32,11 @@ from gpuconv.viz.sheet import (
     cell_size,
     in_words,
     moving,
-    padding_title,
     say,
     shown,
     text_width,
 )
-from gpuconv.viz.style import STRONG, Array, Grid, new_figure, number, shape
+from gpuconv.viz.style import STRONG, Array, Grid, equals, new_figure, number, shape
 
 MOST = 64  # channels, and filters
 DRAWN = 4  # of each; of more, three are
@@ -85,15 +86,13 @@ def channel_sums(
     image (C, H, W), kernels (K, C, R, S), bias (K,). ArgumentError for what cannot be convolved,
     or drawn.
     """
-    x, w, b = (np.asarray(given, dtype=np.float64) for given in (image, kernels, bias))
-    if (x.ndim, w.ndim) != (3, 4) or not all(np.isfinite(a).all() for a in (x, w, b)):
-        raise ArgumentError(
-            f"the image {x.shape}, kernels {w.shape} and bias {b.shape} must be (C, H, W), "
-            f"(K, C, R, S) and (K,), of finite numbers"
-        )
+    x = presets.finite("image", image, "(C, H, W)")
+    w = presets.finite("kernel", kernels, "(K, C, R, S)")
+    b = presets.finite("bias", bias, "(K)")
     x, options = x[None], (stride, padding, dilation)
     spec = ConvSpec.infer(x.shape, w.shape, *options, 1, padding_mode)
     presets.check_drawable("input", spec.padded, LARGEST)
+    presets.check_written(spec, min(w.shape[1], DRAWN))
     if max(w.shape[:2]) > MOST:
         raise ArgumentError(
             f"{w.shape[1]} channels and {w.shape[0]} filters are too many to draw: use at most "
@@ -135,17 +134,17 @@ def channels(
     notes = []
     if isinstance(image, (str, os.PathLike)):
         x = presets.file_image(image, size, "RGB", 7)
-        notes.append(f"{os.path.basename(image)}: {shape(x.shape)}, from 0 to 255")
+        notes.append(f"{plain(os.path.basename(image))}: {shape(x.shape)}, from 0 to 255")
     elif size is not None:
         raise ArgumentError(f"size={size} is for an image file: leave it out")
-    elif np.ndim(image) == 3:
-        x = np.asarray(image)
+    elif presets.axes("image", image) == 3:
+        x = presets.finite("image", image, "(C, H, W)")
     else:
         given = ints("viz", "image", image, 3, least=1)
         presets.check_drawable("image", given[1:], LARGEST)
         _check_count("channels", given[0])
         x = presets.whole_image(given, seed, 2)
-    if np.ndim(kernel) == 4:
+    if presets.axes("kernel", kernel) == 4:
         w = np.asarray(kernel)
     else:
         taps = ints("viz", "kernel", kernel, 2, least=1)
@@ -156,7 +155,7 @@ def channels(
     data = channel_sums(
         x, w, b, stride=stride, padding=padding, dilation=dilation, padding_mode=padding_mode
     )
-    positions = shown(data.spec, frame)
+    positions = shown(data.spec.y_shape[2:], frame)
     notes += captions(data.spec, positions)
     if max(data.spec.padded) > NUMBERED:
         notes += [in_words("input", data.padded), in_words("maps", data.columns)]
@@ -171,7 +170,9 @@ def _check_count(name: str, count: int) -> None:
 def equation(data: ChannelSums, k: int, p: int, q: int) -> str:
     """The sum of filter k at output position (p, q): "2 + 0 - 3 + bias 1 = 0"."""
     terms, bias = added(data.columns[k, :, p, q]), bracketed(data.bias[k])
-    return f"{terms} + bias {bias} = {number(data.output[k, p, q])}"
+    made = data.output[k, p, q]
+    sign = equals(made, *data.columns[k, :, p, q], plus=data.bias[k])
+    return f"{terms} + bias {bias} {sign} {number(made)}"
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _planes(data: ChannelSums) -> tuple[list[Plane], list[Row]]:
         maps = np.concatenate([columns.ravel(), data.output.ravel()])
         of_maps = cell_size(maps, data.output.shape[1:], 0.34, NUMBERED)
     names = [" (red)", " (green)", " (blue)"] if count == 3 else [""] * count
-    size_in = f"{shape(data.image.shape[1:])}, {padding_title(data.spec)}"
+    size_in = f"{shape(data.image.shape[1:])}, {words.padding(data.spec.padding)}"
     size_of, size_out = shape(data.kernels.shape[2:]), shape(data.output.shape[1:])
     planes = [
         Plane(data.padded[c], f"channel {c + 1} of {count}{names[c]}\n{size_in}", of_planes,

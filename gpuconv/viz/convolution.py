@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv import words
 from gpuconv.backends import backend
 from gpuconv.errors import ArgumentError
 from gpuconv.files import StrPath
 from gpuconv.ops import conv2d, pad
 from gpuconv.shapes import ConvSpec, IntOrInts, Ints, Padding, ints
 from gpuconv.viz import presets
+from gpuconv.viz.canvas import plain
 from gpuconv.viz.sheet import (
     GAP,
     LINE,
@@ -31,12 +33,11 @@ from gpuconv.viz.sheet import (
     cell_size,
     in_words,
     moving,
-    padding_title,
     say,
     shown,
     text_width,
 )
-from gpuconv.viz.style import STRONG, Array, new_figure, number, shape
+from gpuconv.viz.style import STRONG, Array, equals, new_figure, number, shape
 
 WRITTEN = 5  # columns of a kernel, up to which each product is written out
 SMALL = 8.5  # the font's size of what a product is of
@@ -81,21 +82,22 @@ def sliding(
 
     image (H, W), kernel (R, S). ArgumentError for what cannot be convolved, or drawn.
     """
-    x, w = _plane("image", image), _plane("kernel", kernel)
+    x, w = (
+        presets.finite(name, given, "(H, W)")[None, None]
+        for name, given in (("image", image), ("kernel", kernel))
+    )
+    b = presets.finite("bias", bias, "")
     spec = ConvSpec.infer(x.shape, w.shape, stride, padding, dilation, 1, padding_mode)
-    presets.check_drawable("input", spec.padded)
-    if not np.isfinite(bias):
-        raise ArgumentError(f"bias {bias} must be a finite number")
+    presets.check_written(spec)
     padded, mask, cells = windows(spec, x)
     one_each = taps(spec)
     # The array code: to compile kernels for 25 pixels would take longer than the picture.
     with backend("numpy"):
         reads = conv2d(x, one_each, None, stride, padding, dilation, 1, padding_mode)
         products = conv2d(x, one_each * w, None, stride, padding, dilation, 1, padding_mode)
-        b = np.array([bias], dtype=np.float64)
-        y = conv2d(x, w * float(factor), b, stride, padding, dilation, 1, padding_mode)
+        y = conv2d(x, w * float(factor), b[None], stride, padding, dilation, 1, padding_mode)
     return Sliding(
-        spec, x[0, 0], w[0, 0], factor, float(bias), padded[0], mask, cells,
+        spec, x[0, 0], w[0, 0], factor, float(b), padded[0], mask, cells,
         by_position(spec, reads[0]), by_position(spec, products[0]), y[0, 0],
     )  # fmt: skip
 
@@ -149,18 +151,20 @@ def conv(
     factor, notes = Fraction(1), []
     weight: Any = kernel
     if preset is not None:
-        if np.ndim(weight) == 2:
+        if presets.axes("kernel", weight) == 2:
             raise ArgumentError(f"preset {preset!r} is a kernel, and another is given: leave one")
         named = presets.preset(preset, None if kernel is None else _size("kernel", kernel))
         weight, factor, notes = named.values, named.factor, [f"{preset}: {named.meaning}"]
-    elif np.ndim(weight) != 2:
+    elif presets.axes("kernel", weight) != 2:
         weight = presets.whole_kernel(_size("kernel", 3 if kernel is None else kernel), seed)
     if isinstance(image, (str, os.PathLike)):
         (x,) = presets.file_image(image, size, "L")
-        notes.append(f"{os.path.basename(image)} as grey, {shape(x.shape)} pixels from 0 to 255")
+        notes.append(
+            f"{plain(os.path.basename(image))} as grey, {shape(x.shape)} pixels from 0 to 255"
+        )
     elif size is not None:
         raise ArgumentError(f"size={size} is for an image file: leave it out")
-    elif np.ndim(image) == 2:
+    elif presets.axes("image", image) == 2:
         x = image
     elif preset is not None:
         x = presets.box_image(_size("image", image))
@@ -170,7 +174,7 @@ def conv(
         x, weight, factor, bias, stride=stride, padding=padding, dilation=dilation,
         padding_mode=padding_mode,
     )  # fmt: skip
-    positions = shown(data.spec, frame)
+    positions = shown(data.spec.y_shape[2:], frame)
     notes += captions(data.spec, positions)
     if max(data.spec.padded) > NUMBERED:
         notes += [in_words("input", data.padded), in_words("output", data.output)]
@@ -183,16 +187,6 @@ def _size(name: str, given: Any) -> Ints:
     return size
 
 
-def _plane(name: str, given: Array) -> Array:
-    """Numbers (H, W) as (1, 1, H, W)."""
-    plane = np.asarray(given, dtype=np.float64)
-    if plane.ndim != 2 or not plane.size or not np.isfinite(plane).all():
-        raise ArgumentError(
-            f"the {name}, of shape {plane.shape}, must be two-dimensional, of finite numbers"
-        )
-    return plane[None, None]
-
-
 def written(data: Sliding, p: int, q: int) -> list[str]:
     """The sum at output position (p, q): a line for each row of the kernel, then the total."""
     products = data.products[p, q]
@@ -200,24 +194,29 @@ def written(data: Sliding, p: int, q: int) -> list[str]:
     so_far = np.cumsum(rows)
     columns = [
         [
-            added(terms) + " =" if 1 < len(terms) <= WRITTEN else f"row {i}:"
-            for i, terms in enumerate(products, start=1)
+            f"{added(terms)} {equals(row, *terms)}" if 1 < len(terms) <= WRITTEN else f"row {i}:"
+            for i, (terms, row) in enumerate(zip(products, rows, strict=True), start=1)
         ],
         [number(row) for row in rows],
-        ["so far " + number(total) for total in so_far],
+        [
+            f"so far{'' if equals(total, *rows[:i]) == '=' else ' ≈'} {number(total)}"
+            for i, total in enumerate(so_far, start=1)
+        ],
     ]
     wide = [max(map(len, column)) for column in columns]
     table = [
         f"{terms:>{wide[0]}} {row:>{wide[1]}}   {total}"
         for terms, row, total in zip(*columns, strict=True)
     ]
+    made = data.output[p, q]
     scaled = data.factor != 1 or data.bias
     result = f"sum {number(so_far[-1])}" if scaled else "sum"
     if data.factor != 1:
         result += f" × {data.factor}"
     if data.bias:
         result += f" + bias {bracketed(data.bias)}"
-    result += f" = {number(data.output[p, q])}"
+    whole = so_far[-1:] if scaled else rows
+    result += f" {equals(made, *whole, times=data.factor, plus=data.bias)} {number(made)}"
     return [*table, result] if len(table) <= TABLE else [result]
 
 
@@ -232,8 +231,8 @@ def _planes(data: Sliding, factors: Array) -> tuple[Plane, Plane, Plane, Plane]:
     wide = max(text_width(list(factors.ravel()), SMALL) + 0.12, 0.5)
     few = max(size) <= WRITTEN
     return (
-        Plane(data.padded, f"input {shape(data.image.shape)}\n{padding_title(spec)}", common,
-              padding=hatched),
+        Plane(data.padded, f"input {shape(data.image.shape)}\n{words.padding(spec.padding)}",
+              common, padding=hatched),
         Plane(data.kernel, f"kernel {shape(size)}\n{times}", common),
         Plane(data.products[0, 0], "products\nwindow × kernel",
               (wide, 11.0) if few else cell_size(data.products, data.padded.shape),

@@ -9,9 +9,10 @@ import numpy as np
 from gpuconv import ops
 from gpuconv.data import read_image
 from gpuconv.errors import ArgumentError
-from gpuconv.shapes import ConvSpec, Pads
+from gpuconv.shapes import ConvSpec, Pads, ints
 from gpuconv.viz import presets
 from gpuconv.viz.style import INK, Grid, new_figure, number, shape, show_image
+from gpuconv.words import padding
 
 LONGEST = 480  # pixels of a photo's longer side: as many as are shown
 
@@ -59,6 +60,7 @@ def _kernels(kernel: Any) -> dict[str, np.ndarray]:
     if isinstance(kernel, str):
         names = ("sobel", "sobel-y") if kernel == "sobel" else (kernel,)
         return {name: presets.preset(name).weight for name in names}
+    presets.axes("kernel", kernel)
     numbers = np.asarray(kernel)
     if numbers.ndim != 2 or not numbers.size or numbers.dtype.kind not in "uif":
         raise ArgumentError(
@@ -70,7 +72,7 @@ def _kernels(kernel: Any) -> dict[str, np.ndarray]:
             f"a kernel of {shape(numbers.shape)} is too large to be drawn: use at most "
             f"{presets.LARGEST} x {presets.LARGEST}"
         )
-    return {"own values": numbers.astype(np.float64)}
+    return {"own values": presets.finite("kernel", numbers, "(R, S)")}
 
 
 def as_image(image: Any, longest: int = LONGEST) -> np.ndarray:
@@ -80,19 +82,20 @@ def as_image(image: Any, longest: int = LONGEST) -> np.ndarray:
     ArgumentError for an array of something else.
     """
     if isinstance(image, (str, PathLike)):
-        if longest < 1:
-            raise ArgumentError(f"longest={longest} must be at least 1")
+        (longest,) = ints("apply", "longest", longest, 1, least=1)
         image, path = read_image(image), image
         scale = longest / max(image.shape)
         if scale < 1:
             height, width = (max(1, round(n * scale)) for n in image.shape[1:])
             image = read_image(path, (height, width))
+    presets.axes("image", image)
     array = np.asarray(image)
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or 0 in array.shape or array.dtype.kind not in "uif":
         raise ArgumentError(
             f"an image of shape {array.shape} and {array.dtype} must be numbers (H, W) or (C, H, W)"
         )
+    presets.finite("image", array, "(C, H, W)")
     return array.astype(np.float32) / np.float32(255 if array.dtype == np.uint8 else 1)
 
 
@@ -146,11 +149,10 @@ def _in_greys(result: np.ndarray, kernel: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def _how(found: Filtered) -> str:
-    (top, bottom), (left, right) = found.padding
     channels = len(found.image)
     lines = [
-        "stride 1, padding same:",
-        f"{top} above, {bottom} below, {left} left, {right} right,",
+        "stride 1, the same size:",
+        f"{padding(found.padding)},",
         "the edge's pixels repeated",
     ]
     if channels > 1:

@@ -15,6 +15,8 @@ from gpuconv import ops
 from gpuconv.autograd import Tensor, enable_grad
 from gpuconv.errors import ArgumentError
 from gpuconv.nn.module import Module
+from gpuconv.shapes import ints
+from gpuconv.viz.canvas import plain
 from gpuconv.viz.layers import (
     convolutions,
     evaluating,
@@ -25,7 +27,7 @@ from gpuconv.viz.layers import (
     shown_input,
 )
 from gpuconv.viz.saved import listed, unknown
-from gpuconv.viz.style import HEAT, INK, Grid, new_figure, number, shape, show_image
+from gpuconv.viz.style import HEAT, INK, Grid, count, new_figure, number, shape, show_image
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,12 @@ def grad_cam(model: Module, x: Any, layer: str | None = None, target: int | None
             f"{listed(good[::-1])}"
         )
     scores = output.numpy()[0]
-    target = int(scores.argmax()) if target is None else target
+    if not np.isfinite(scores).all():
+        raise ArgumentError(
+            "the model gives NaN or infinity for this image: are its weights finite, and is the "
+            "image normalised as in training?"
+        )
+    (target,) = ints("cam", "target", int(scores.argmax()) if target is None else target, 1)
     if not 0 <= target < len(scores):
         raise ArgumentError(f"there is no class {target}: the model has 0 to {len(scores) - 1}")
     maps = _made_leaf(model, x, layer, target)
@@ -145,7 +152,12 @@ def cam(
             raise unknown("class", target, classes)
         target = list(classes).index(target)
     found = grad_cam(model, x, layer, target)
-    names = tuple(classes) or tuple(f"class {i}" for i in range(len(found.scores)))
+    if classes and len(classes) != len(found.scores):
+        raise ArgumentError(
+            f"cam: {count(len(classes), 'name')} of classes for a model of {len(found.scores)}: "
+            f"give one a class, or none"
+        )
+    names = tuple(map(plain, classes)) or tuple(f"class {i}" for i in range(len(found.scores)))
     shown = shown_input(x, image)
     height, width = shown.shape[1:]
     tall = min(max(3.2 * height / width, 1.2), 4.8)

@@ -31,7 +31,6 @@ class Gradient:
     rows. `pads` is what was added to the plane before and after, negative where it was cut off.
     Masks: `padding` (cells of the plane that were added), `spread` (zeros that the stride put
     between the numbers of gy), `unused` (H, W) (pixels of x that are in no window).
-    `dropped` is how many rows and columns at the end are so, for the floor of the output's size.
     """
 
     of: str
@@ -50,7 +49,6 @@ class Gradient:
     padding: Array
     spread: Array
     unused: Array
-    dropped: Ints
 
     @property
     def name(self) -> str:
@@ -76,17 +74,11 @@ def gradient(
     w = _plane("kernel", kernel, [-3, -2, -1, 1, 2, 3], [first, 1])
     options = stride, padding, dilation
     spec = ConvSpec.infer(x.shape, w.shape, *options)
-    presets.check_drawable("input", spec.padded)
+    presets.check_written(spec)
     given = spec.y_shape[2:] if gy is None else gy
     g = _plane("gy", given, [-3, -2, -1, 1, 2, 3], [first, 2])
     ones = np.ones_like(g)
     spans = [d * (k - 1) + 1 for d, k in zip(spec.dilation, spec.kernel, strict=True)]
-    dropped = tuple(
-        max(0, min(n, n + lo - (q - 1) * s - span))
-        for n, (lo, _), q, s, span in zip(
-            x.shape[2:], spec.padding, g.shape[2:], spec.stride, spans, strict=True
-        )
-    )
     step: Ints
     # The array code: to compile kernels for 25 pixels would take longer than the picture.
     with backend("numpy"):
@@ -121,17 +113,13 @@ def gradient(
         of, spec, x[0, 0], w[0, 0], g[0, 0], plane[0, 0], over[0, 0], step, apart, pads,
         by_position(correlation, reads[0]), row * plane.shape[3] + column, result[0, 0],
         padding=inside[0, 0] == 0, spread=(inside > real)[0, 0], unused=visits[0, 0] == 0,
-        dropped=dropped,
     )  # fmt: skip
 
 
 def _plane(name: str, given: Any, choice: list[int], seed: list[int]) -> Array:
     """(1, 1, H, W): the numbers given, or, of a size, those of the choice, shuffled."""
-    if np.ndim(given) == 2:
-        plane = np.asarray(given, dtype=np.float64)
-        if not plane.size or not np.isfinite(plane).all():
-            raise ArgumentError(f"the {name} {plane.shape} must be of finite numbers, at least one")
-        return plane[None, None]
+    if presets.axes(name, given) == 2:
+        return presets.finite(name, given, "(H, W)")[None, None]
     size = ints("backward", name, given, 2, least=1)
     presets.check_drawable(name, size)
     values = np.resize(np.array(choice, dtype=np.float64), size[0] * size[1])

@@ -12,6 +12,8 @@ from gpuconv import nn
 from gpuconv.autograd import Tensor, no_grad, tensor
 from gpuconv.errors import ArgumentError
 from gpuconv.nn.module import Module
+from gpuconv.shapes import ints
+from gpuconv.viz import presets
 from gpuconv.viz.saved import listed, unknown
 from gpuconv.viz.style import (
     HEAT,
@@ -78,10 +80,13 @@ def find_layer(model: Module, name: str) -> Module:
 
 def model_input(model: Module, x: Any) -> Tensor:
     """One image (C, H, W) or (1, C, H, W) as the model's input, of its dtype and device."""
+    presets.axes("input", x)
     array = x.numpy() if isinstance(x, Tensor) else np.asarray(x)
     if array.ndim not in (3, 4) or (array.ndim == 4 and len(array) != 1):
         raise ArgumentError(f"the input {array.shape} must be one image, (C, H, W)")
     array = array.reshape(1, *array.shape[-3:])
+    if not array.size or array.dtype.kind not in "uif" or not np.isfinite(array).all():
+        raise ArgumentError(f"the input {array.shape[1:]} must be finite numbers, without NaN")
     first = next((held for _, held in model.named_state() if held.dtype.kind == "f"), None)
     if first is None:
         return tensor(array)
@@ -123,6 +128,11 @@ def feature_maps(model: Module, x: Any, layer: str | None = None) -> Features:
         )
     y = found[layer][-1].numpy()
     maps = y[0] if y.ndim == 4 and y[0, 0].size > 1 else y.reshape(-1)
+    if not np.isfinite(maps).all():
+        raise ArgumentError(
+            f"{layer} gives NaN or infinity for this image: are the weights finite, and is the "
+            f"image normalised as in training?"
+        )
     return Features(layer, type(find_layer(model, layer)).__name__, maps, len(found[layer]))
 
 
@@ -250,7 +260,7 @@ def shown_input(x: Any, image: Any) -> np.ndarray:
 
 
 def _check_most(most: int) -> None:
-    if not 1 <= most <= 256:
+    if not 1 <= ints("viz", "most", most, 1)[0] <= 256:
         raise ArgumentError(f"most={most} must be 1 to 256")
 
 

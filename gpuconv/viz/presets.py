@@ -5,6 +5,7 @@ A named kernel is whole numbers and one factor, which are easier to read than wh
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ import numpy as np
 from gpuconv.data.image import read_image
 from gpuconv.errors import ArgumentError
 from gpuconv.files import StrPath
-from gpuconv.shapes import Ints
+from gpuconv.shapes import ConvSpec, Ints, ints
 from gpuconv.viz.style import shape
 
 Array = Any
+MOST = 1e15  # of a number: sums of products of these are finite in float32, too
+PRODUCTS = 20_000  # of all windows, which are written out: some seconds
 LARGEST = 40  # rows or columns of a plane whose cells are drawn: beyond, none can be told apart
 
 
@@ -108,9 +111,46 @@ def file_image(path: StrPath, size: Ints | None, mode: str, most: int = 12) -> A
         _, height, width = read_image(path, mode=mode).shape
         scale = min(1.0, most / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
-    height, width = size
+    height, width = ints("viz", "size", size, 2, least=1)
     check_drawable("image", (height, width))
     return read_image(path, (height, width), mode).astype(np.float64)
+
+
+def axes(name: str, given: Any) -> int:
+    """How many axes an array or a list has; ArgumentError for rows of different lengths."""
+    try:
+        return np.ndim(given)
+    except ValueError:
+        raise ArgumentError(f"the {name} must have rows of the same length") from None
+
+
+def finite(name: str, given: Any, form: str) -> Array:
+    """Numbers of this form, such as "(H, W)", in float64; ArgumentError for others, such as NaN."""
+    try:
+        values = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"the {name} must be numbers {form}, and is {given!r:.40}") from None
+    if values.ndim != len(form.split(", ")) * (form != "") or not values.size:
+        raise ArgumentError(f"the {name} {values.shape} must be {form or 'one'} of finite numbers")
+    if not np.isfinite(values).all():
+        raise ArgumentError(f"the {name} must be finite numbers {form}, without NaN or infinity")
+    if np.abs(values).max() > MOST:
+        raise ArgumentError(
+            f"the {name} has {np.abs(values).max():g}, which is too large: use numbers up to "
+            f"{MOST:g}"
+        )
+    return values
+
+
+def check_written(spec: ConvSpec, planes: int = 1) -> None:
+    """ArgumentError for an input, or for products on so many planes, too large to be drawn."""
+    check_drawable("input", spec.padded)
+    windows, taps = prod(spec.y_shape[2:]), prod(spec.kernel) * planes
+    if windows * taps > PRODUCTS:
+        raise ArgumentError(
+            f"{windows:,} windows of {taps:,} products are too many to write out: at most "
+            f"{PRODUCTS:,} products; use a smaller image or kernel, or a larger stride"
+        )
 
 
 def check_drawable(name: str, size: Ints, most: int = LARGEST) -> None:

@@ -18,10 +18,29 @@ from gpuconv.shapes import PADDING_MODES
 app = typer.Typer(
     help="Draw the convolution: pictures of what the library computes.", no_args_is_help=True
 )
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", help="The file to write; by default named for the command."),
-]
+
+
+@one_line_errors
+def _check(path: Path, moving: bool) -> None:
+    from gpuconv.viz.style import check_target
+
+    check_target(path, moving)
+
+
+def out_option(moving: bool) -> Any:
+    """The option `--out`, which is looked at before any work is done."""
+
+    def checked(path: Path | None) -> Path | None:
+        if path is not None:
+            _check(path, moving)
+        return path
+
+    words = "The file to write; by default named for the command."
+    return typer.Option("--out", "-o", help=words, callback=checked)
+
+
+Out = Annotated[Path | None, out_option(moving=True)]
+Still = Annotated[Path | None, out_option(moving=False)]
 InputSize = Annotated[str, typer.Option(help="The input's size, HxW.")]
 KernelSize = Annotated[str, typer.Option(help="Its size: HxW, or one number.")]
 Stride = Annotated[str, typer.Option(help="A number, or HxW.")]
@@ -95,7 +114,7 @@ def conv(
     elif kernel is not None:
         given = arguments.sizes("--kernel", kernel)
     picture = draw(
-        arguments.image("--image", image or "5x5")
+        arguments.image("--image", "5x5" if image is None else image)
         if values is None
         else arguments.numbers("--values", values),
         given,
@@ -182,7 +201,7 @@ def coverage(
     stride: Stride = "1",
     padding: Pad = "0",
     dilation: Dilation = "1",
-    out: Out = None,
+    out: Still = None,
 ) -> None:
     """Draw how often each pixel is used; warns of rows and columns that never are (PNG)."""
     from gpuconv.viz import arguments, visits
@@ -246,7 +265,7 @@ def matrix(
     stride: Stride = "1",
     padding: Pad = "0",
     dilation: Dilation = "1",
-    out: Out = None,
+    out: Still = None,
 ) -> None:
     """Draw the convolution as a matrix, beside a dense layer of the same size (PNG)."""
     from gpuconv.viz import arguments, matrix as draw
@@ -272,14 +291,14 @@ def apply(
     longest: Annotated[
         int, typer.Option(help="Shrink the photo's longer side to so many pixels.", min=1)
     ] = 480,
-    out: Out = None,
+    out: Still = None,
 ) -> None:
     """Draw a photo before and after a convolution with a known kernel, or your own."""
     from gpuconv.viz import apply as draw, arguments
 
     if kernel is not None and kernel_values is not None:
         raise ArgumentError("--kernel and --kernel-values were both given; leave one of them out")
-    used: Any = kernel or "sobel"
+    used: Any = "sobel" if kernel is None else kernel
     if kernel_values is not None:
         used = arguments.numbers("--kernel-values", kernel_values)
     write(draw(photo, used, longest=longest), out, "apply.png")

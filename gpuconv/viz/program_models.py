@@ -7,7 +7,7 @@ import typer
 
 from gpuconv import models
 from gpuconv.command import one_line_errors
-from gpuconv.viz.program import Out, app, write
+from gpuconv.viz.program import Still, app, write
 
 Saved = Annotated[
     Path,
@@ -62,7 +62,7 @@ def filters(
     most: Most = 16,
     checkpoint: Checkpoint = "best",
     model: Model = None,
-    out: Out = None,
+    out: Still = None,
 ) -> None:
     """Draw the filters of a layer, by default the first convolution."""
     from gpuconv.viz import filters as draw
@@ -84,7 +84,7 @@ def features(
     size: Size = None,
     mean: Numbers = None,
     std: Numbers = None,
-    out: Out = None,
+    out: Still = None,
 ) -> None:
     """Draw what a layer, by default the first convolution, makes of a photo."""
     from gpuconv.viz import features as draw, read_photo
@@ -109,7 +109,7 @@ def cam(
     size: Size = None,
     mean: Numbers = None,
     std: Numbers = None,
-    out: Out = None,
+    out: Still = None,
 ) -> None:
     """Draw where in a photo a model sees a class (Grad-CAM), by default at its last convolution."""
     from gpuconv.viz import cam as draw, read_photo
@@ -125,7 +125,7 @@ Data = Annotated[str | None, typer.Option(help="Other data than the run's; its t
 
 @app.command()
 @one_line_errors
-def curves(run: Run, out: Out = None) -> None:
+def curves(run: Run, out: Still = None) -> None:
     """Draw a run's loss, accuracy and learning rate over its epochs."""
     from gpuconv.viz import curves as draw
 
@@ -135,7 +135,7 @@ def curves(run: Run, out: Out = None) -> None:
 @app.command()
 @one_line_errors
 def confusion(
-    run: Run, data: Data = None, checkpoint: Checkpoint = "last", out: Out = None
+    run: Run, data: Data = None, checkpoint: Checkpoint = "last", out: Still = None
 ) -> None:
     """Draw the confusion matrix of a run's model on its test data."""
     from gpuconv.viz import confusion as draw
@@ -150,7 +150,7 @@ def mistakes(
     data: Data = None,
     checkpoint: Checkpoint = "last",
     most: Annotated[int, typer.Option(help="Draw at most so many.", min=1, max=100)] = 12,
-    out: Out = None,
+    out: Still = None,
 ) -> None:
     """Draw the test images that a run's model gets most wrong: true and predicted class."""
     from gpuconv.viz import mistakes as draw
@@ -167,7 +167,7 @@ def receptive_field(
         list[str] | None,
         typer.Option(help="A layer by name; may be given again. By default those that see more."),
     ] = None,
-    out: Out = None,
+    out: Still = None,
 ) -> None:
     """Draw what the layers of a model see of the input: what could matter, and what does (PNG)."""
     from gpuconv.viz import arguments, receptive_field as draw

@@ -9,7 +9,7 @@ effective receptive field in deep convolutional neural networks", arXiv 1701.041
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from textwrap import fill
 from typing import Any, NamedTuple
 
@@ -22,11 +22,14 @@ from gpuconv.errors import ArgumentError
 from gpuconv.nn.module import Module
 from gpuconv.nn.shape import PixelShuffle, PixelUnshuffle
 from gpuconv.nn.summary import Row, summary
+from gpuconv.shapes import ints
+from gpuconv.viz.canvas import plain
 from gpuconv.viz.layers import evaluating
 from gpuconv.viz.places import Box, Places
 from gpuconv.viz.saved import unknown
 
 MOST = 8  # layers that are drawn, if they are not named
+LARGEST = 1 << 18  # numbers of an image
 IMAGES = 8  # of noise, over which gradients are averaged
 SHARE = 0.95  # of the gradient
 
@@ -74,9 +77,11 @@ def layer_fields(
     the same), in evaluation mode. The model is left as it was. ArgumentError for layers that the
     model does not have or that give no image, and the model's own errors.
     """
-    shape = tuple(input_shape)
-    if len(shape) != 3:
-        raise ArgumentError(f"receptive_field: the input {shape} must be (C, H, W), as (3, 32, 32)")
+    shape = check_input(input_shape)
+    if layers is not None and (isinstance(layers, str) or not layers):
+        raise ArgumentError(
+            f"receptive_field: layers={layers!r} must be names, as ['features.0'], or None"
+        )
     table = summary(model, shape)
     calls: dict[str, int] = {}
     rows = []
@@ -90,6 +95,17 @@ def layer_fields(
     x = tensor(noise, device=None if first is None else first.device, requires_grad=True)
     with evaluating(model), _without_gradients(model), enable_grad():
         return tuple(_field(model, call, x) for call in chosen)
+
+
+def check_input(given: Sequence[int]) -> tuple[int, ...]:
+    """(C, H, W); ArgumentError for another shape, and for more than would take minutes."""
+    shape = ints("receptive_field", "input_shape", given, 3, least=1)
+    if prod(shape) > LARGEST:
+        raise ArgumentError(
+            f"receptive_field: {' x '.join(map(str, shape))} are {prod(shape):,} numbers, and at "
+            f"most {LARGEST:,} can be drawn, as of 3 x 256 x 256; use a smaller input"
+        )
+    return shape
 
 
 class Call(NamedTuple):
@@ -186,10 +202,7 @@ def receptive_field(
     `layer_fields`, which has the numbers.
     """
     if isinstance(model, str):
-        if len(input_shape) != 3:
-            raise ArgumentError(
-                f"receptive_field: the input {tuple(input_shape)} must be (C, H, W), as (3, 32, 32)"
-            )
+        input_shape = check_input(input_shape)
         # Array code has nothing to compile, and is fast enough for one picture.
         with backend("numpy"):
             found = layer_fields(models.for_images(model, 10, input_shape), input_shape, layers)
@@ -244,7 +257,8 @@ def draw(found: Sequence[LayerField], name: str, input_shape: Sequence[int]) -> 
             axes.set_xlim(-0.5 - margin, size[1] - 0.5 + margin)
             axes.set_ylim(size[0] - 0.5 + margin, -0.5 - margin)
     figure.suptitle(
-        f"{name}: what the centre pixel of a layer sees of an input {style.shape(input_shape)}",
+        f"{plain(name)}: what the centre pixel of a layer sees of an input "
+        f"{style.shape(input_shape)}",
         fontsize=11, color=style.INK,
     )  # fmt: skip
     notes = (

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuconv.viz.canvas import as_written
+
 Array = Any
 
 
@@ -46,7 +48,9 @@ def frames(figure: Any, count: int, show: Callable[[int], object]) -> Iterator[A
     for i in range(1, count):
         show(i)
         canvas.restore_region(ground)
-        for part in above():
+        shown = above()
+        as_written(shown)
+        for part in shown:
             part.draw(canvas.get_renderer())
         yield _pixels(canvas)
 

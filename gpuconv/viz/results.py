@@ -13,8 +13,10 @@ from gpuconv import ops, run
 from gpuconv.data.dataset import Images
 from gpuconv.errors import ArgumentError, FileError
 from gpuconv.files import StrPath, read_bytes
+from gpuconv.shapes import ints
 from gpuconv.train.callbacks import draw_curves
 from gpuconv.train.history import COLUMNS, History
+from gpuconv.viz.canvas import plain
 from gpuconv.viz.layers import plane
 from gpuconv.viz.style import INK, count, new_figure, show_image
 
@@ -35,6 +37,15 @@ class Evaluation:
     images: Images
 
     def __post_init__(self) -> None:
+        for name in ("labels", "scores"):  # lists will do
+            object.__setattr__(self, name, np.asarray(getattr(self, name)))
+        if isinstance(self.images, list):
+            object.__setattr__(self, "images", np.asarray(self.images))
+        if self.labels.dtype.kind not in "ui" or self.scores.dtype.kind not in "uif":
+            raise ArgumentError(
+                f"Evaluation: labels of {self.labels.dtype} must be whole numbers, and scores of "
+                f"{self.scores.dtype} numbers"
+            )
         n, k = len(self.labels), len(self.classes)
         if not n or self.scores.shape != (n, k) or len(self.images) != n:
             raise ArgumentError(
@@ -45,6 +56,13 @@ class Evaluation:
             raise ArgumentError(
                 f"Evaluation: labels from {self.labels.min()} to {self.labels.max()} must be 0 to "
                 f"{k - 1}, for {k} classes"
+            )
+
+        if not np.isfinite(self.scores).all():
+            bad = int(np.flatnonzero(~np.isfinite(self.scores).all(axis=1))[0])
+            raise ArgumentError(
+                f"Evaluation: the scores of image {bad} are NaN or infinite; are the model's "
+                f"weights finite?"
             )
 
     @property
@@ -127,7 +145,7 @@ def curves(source: StrPath | History) -> Any:
     """
     history = source if isinstance(source, History) else read_history(source)
     figure = draw_curves(history)
-    name = "" if isinstance(source, History) else f"{source}, "
+    name = "" if isinstance(source, History) else f"{plain(str(source))}, "
     figure.suptitle(f"{name}{count(len(history), 'epoch')}", fontsize=11, color=INK)
     return figure
 
@@ -186,7 +204,7 @@ def mistakes(
     Each has its true and its predicted class, with the probabilities the model gave them.
     ArgumentError if there is no mistake.
     """
-    if not 1 <= most <= 100:
+    if not 1 <= ints("mistakes", "most", most, 1)[0] <= 100:
         raise ArgumentError(f"most={most} must be 1 to 100")
     found = source if isinstance(source, Evaluation) else evaluate(source, data, checkpoint)
     worst = found.worst(most)
@@ -219,6 +237,6 @@ def mistakes(
 
 
 def _short(name: str) -> str:
-    half = LONGEST // 2
+    name, half = plain(name), LONGEST // 2
     cut = f"{name[:half].strip()}…{name[-half:].strip()}"
     return name if len(name) <= LONGEST else cut

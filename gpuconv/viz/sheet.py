@@ -5,29 +5,32 @@ What the animations by output position have in common.
 
 from collections.abc import Callable
 from typing import Any
+from unicodedata import east_asian_width
 
 import numpy as np
 
+from gpuconv.arithmetic import SIZE, each_axis
 from gpuconv.errors import ArgumentError
-from gpuconv.shapes import ConvSpec, Ints
-from gpuconv.viz.style import INK, Animation, Array, Grid, number, panel, shape
+from gpuconv.shapes import ConvSpec, Ints, ints
+from gpuconv.viz.style import INK, Animation, Array, Grid, number, panel
+from gpuconv.words import padding, shape
 
 FRAMES = 120  # of an animation; of more positions, as many are shown
 MARGIN, GAP, TITLE, LINE = 0.3, 0.45, 0.5, 0.21  # inches; a title has two lines, LINE is text's
 NUMBERED = 18  # rows or columns of a plane, up to which its numbers are written
 
 
-def shown(spec: ConvSpec, frame: int | None) -> list[int]:
-    """The output positions that are frames: all, or `FRAMES` evenly among them, or the one."""
-    total = spec.y_shape[2] * spec.y_shape[3]
+def shown(size: Ints, frame: int | None, what: str = "output") -> list[int]:
+    """The positions of `size` that are frames: all, or `FRAMES` evenly among them, or the one."""
+    total = size[0] * size[1]
     if frame is None:
         return sorted({round(i) for i in np.linspace(0, total - 1, min(total, FRAMES)).tolist()})
-    if not 1 <= frame <= total:
+    (chosen,) = ints("viz", "frame", frame, 1)
+    if not 1 <= chosen <= total:
         raise ArgumentError(
-            f"frame {frame} is not there: the output {shape(spec.y_shape[2:])} has positions 1 to "
-            f"{total}"
+            f"frame {frame} is not there: the {what} {shape(size)} has positions 1 to {total}"
         )
-    return [frame - 1]
+    return [chosen - 1]
 
 
 def moving(
@@ -41,33 +44,21 @@ def moving(
 
 
 def captions(spec: ConvSpec, positions: list[int]) -> list[str]:
-    """The padding in words, and the formula of the output's size with its numbers."""
+    """The padding in words, the formula of the output's size with its numbers, what is left out."""
     lines, total = [], spec.y_shape[2] * spec.y_shape[3]
     if 1 < len(positions) < total:
         lines.append(f"{len(positions)} of the {total} positions are shown")
-    (top, bottom), (left, right) = spec.padding
-    if any((top, bottom, left, right)):
+    if any(map(any, spec.padding)):
         values = "zeros" if spec.padding_mode == "zeros" else f"{spec.padding_mode} values"
-        lines.append(
-            f"hatched: padding with {values}, {top} above, {bottom} below, {left} left, "
-            f"{right} right"
-        )
-    lines.append("output = ⌊(input + padding - dilation × (kernel - 1) - 1) / stride⌋ + 1")
-    both = []
-    for axis, line in enumerate(("row", "column")):
-        n, (lo, hi), k = spec.x_shape[2 + axis], spec.padding[axis], spec.kernel[axis]
-        d, s = spec.dilation[axis], spec.stride[axis]
-        room = n + lo + hi - d * (k - 1) - 1
-        text = (
-            f"⌊({n} + {lo + hi} - {d} × ({k} - 1) - 1) / {s}⌋ + 1 = ⌊{room} / {s}⌋ + 1 = "
-            f"{spec.y_shape[2 + axis]}"
-        )
-        if cut := room % s:
-            text += f"; the last {f'{cut} {line}s are' if cut > 1 else f'{line} is'} in no window"
-        both.append(text)
-    if both[0] == both[1]:
-        return [*lines, f"height and width: {both[0]}"]
-    return [*lines, f"height: {both[0]}", f"width: {both[1]}"]
+        lines.append(f"hatched: {padding(spec.padding)} ({values})")
+    lines.append(f"output = {SIZE}")
+    axes = each_axis(spec)
+    height, width = (axis.formula for axis in axes)
+    if height == width:
+        lines.append(f"height and width: {height}")
+    else:
+        lines += [f"height: {height}", f"width: {width}"]
+    return lines + [said for axis in axes for said in axis.left_out]
 
 
 def in_words(name: str, values: Array) -> str:
@@ -75,16 +66,6 @@ def in_words(name: str, values: Array) -> str:
     low, high = values.min(), values.max()
     colours = "purple below 0, orange above" if low < 0 else "the brighter, the larger"
     return f"{name} from {number(low)} to {number(high)}: {colours}"
-
-
-def padding_title(spec: ConvSpec) -> str:
-    """ "padding 1", "padding 0:1 x 2:1" (before:after, height x width), or "no padding"."""
-    pairs = spec.padding
-    if not any(map(any, pairs)):
-        return "no padding"
-    if len({n for pair in pairs for n in pair}) == 1:
-        return f"padding {pairs[0][0]}"
-    return "padding " + " x ".join(f"{lo}:{hi}" for lo, hi in pairs)
 
 
 def added(terms: Array) -> str:
@@ -100,7 +81,8 @@ def bracketed(value: float) -> str:
 
 def text_width(lines: list[str], font: float) -> float:
     """Inches that are enough for the longest line, of a font of fixed width or not."""
-    return max(map(len, lines)) * 0.61 * font / 72
+    wide = (sum(1 + (east_asian_width(c) in "WF") for c in line) for line in lines)
+    return max(wide) * 0.61 * font / 72
 
 
 def cell_size(

@@ -8,7 +8,8 @@ extra `viz`, and imported when something is drawn.
 import base64
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,16 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.errors import ArgumentError, Error
+from gpuconv.errors import ArgumentError, FileError
 from gpuconv.files import StrPath, write_atomically
+from gpuconv.viz.canvas import DPI, new_figure as new_figure
+from gpuconv.words import count as count, shape as shape
 
 Array = Any
 # By role. Source: Okabe and Ito, "Color universal design", https://jfly.uni-koeln.de/color.
 INPUT, KERNEL, OUTPUT, SUM = "#56B4E9", "#E69F00", "#009E73", "#CC79A7"
 NEGATIVE, STRONG, INK, PALE = "#D55E00", "#0072B2", "#1A1A1A", "#F0F0F0"
 HEAT, SIGNED = "cividis", "PuOr_r"  # colour maps: from nothing up; around zero
-DPI = 100
 SUFFIXES = (".gif", ".html", ".png")
+WHOLE = 1e7  # whole numbers below are written in full
 COLOURS = 64  # of a frame, which makes files small; there is no dithering
 _BUTTONS = "".join(  # of triangles and lines, which every font has
     f".fa-{name}:before{{content:'{text}'}}"
@@ -42,39 +45,25 @@ _BUTTONS += (
 )
 
 
-def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure of so many inches, whose panels do not overlap; no display.
-
-    Error without matplotlib.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise Error(f'pictures need matplotlib ({error}): pip install "gpuconv[viz]"') from error
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def number(value: float, digits: int = 2) -> str:
-    """A number as short as it can be with so many decimals: 3, -0.5, 1.25, 1e+06."""
+    """A number as short as it can be with so many decimals: 3, -0.5, 1.25, 100001, 1.5e-06."""
     if not np.isfinite(value):
         return str(value)
-    if value and not 1e-2 <= abs(value) < 1e5:
+    if abs(value) < 1e-12:  # what rounding leaves of 0
+        return "0"
+    if value == round(value) and abs(value) < WHOLE:  # so that sums of them are right
+        return f"{value:.0f}"
+    if not 1e-2 <= abs(value) < 1e5:
         return f"{value:.1e}"
     text = f"{value:.{digits}f}".rstrip("0").rstrip(".") if digits else f"{value:.0f}"
     return "0" if text == "-0" else text
 
 
-def count(value: int, noun: str) -> str:
-    """How many of something, in words: 1 filter, 2 filters."""
-    return f"{value:,} {noun}{'' if value == 1 else 's'}"
-
-
-def shape(value: Sequence[int]) -> str:
-    """A shape in words: 5 x 5."""
-    return " x ".join(map(str, value))
+def equals(total: float, *terms: float, times: Fraction = Fraction(1), plus: float = 0) -> str:
+    """The sign between the sum of terms, `times` a factor, and what it comes to, as both are
+    written: "=", or "≈" if that is not so of the rounded numbers."""
+    added = sum(Fraction(number(term)) for term in terms) * times + Fraction(number(plus))
+    return "=" if added == Fraction(number(total)) else "≈"
 
 
 def show_image(axes: Any, image: Array, title: str) -> None:
@@ -230,20 +219,24 @@ class Animation:
 
         from gpuconv.viz.redraw import frames as drawn
 
-        frames = [Image.fromarray(a) for a in drawn(self.figure, self.frames, self.show)]
-        some = [frames[0], frames[len(frames) // 2], frames[-1]]
-        beside = Image.fromarray(np.concatenate([np.asarray(frame)[::2, ::2] for frame in some]))
-        palette = _few_colours(beside)
-        return [_few_colours(frame, palette) for frame in frames]
+        def colours(frames: Iterable[Array]) -> Any:
+            return _few_colours(Image.fromarray(np.concatenate([f[::2, ::2] for f in frames])))
 
-    def to_jshtml(self, title: str = "gpuconv") -> str:
+        # Only what has few colours is kept: a byte a pixel. Three frames say which.
+        some = [0, self.frames // 2, self.frames - 1]
+        palette = colours(drawn(self.figure, 3, lambda i: self.show(some[i])))
+        frames = drawn(self.figure, self.frames, self.show)
+        return [_few_colours(Image.fromarray(frame), palette) for frame in frames]
+
+    def to_jshtml(self) -> str:
         """One page with the frames and matplotlib's player, which loads nothing from elsewhere.
 
+        Its title, which is what stands for the frames where they are not seen, is the panels'.
         The first frame lies under all of them, and they hold only what differs from it.
         """
         from matplotlib.animation import HTMLWriter
 
-        frames = self.images()
+        frames, title = self.images(), _words(self.figure)
         images = (_difference(frame, frames[0]) for frame in frames)
 
         class Writer(HTMLWriter):
@@ -273,7 +266,36 @@ class Animation:
         )
 
     def _repr_html_(self) -> str:
-        return self.to_jshtml()
+        # A frame of its own: the page's styles are not those of the notebook around it.
+        width, height = (round(inches * DPI) for inches in self.figure.get_size_inches())
+        return (
+            f'<iframe srcdoc="{escape(self.to_jshtml())}" title="{escape(_words(self.figure))}" '
+            f'width="{width + 20}" height="{height + 110}" '
+            f'style="border:0;max-width:100%"></iframe>'
+        )
+
+
+def _words(figure: Any) -> str:
+    """The first lines of the panels' titles."""
+    titles = [axes.get_title() for axes in figure.axes]
+    lines = dict.fromkeys(title.split("\n")[0] for title in titles if title)
+    return "; ".join(lines) or "gpuconv"
+
+
+def check_target(path: StrPath, moving: bool = True) -> Path:
+    """The file that a picture, `moving` or not, is to be written to, before it is made.
+
+    ArgumentError for another suffix, FileError for a folder, or for one that is not there.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in (SUFFIXES if moving else (".png",)):
+        known = ".gif, .html or .png" if moving else ".png (it does not move)"
+        raise ArgumentError(f"{path}: the name must end with {known}")
+    if target.is_dir():
+        raise FileError(f"{path}: is a folder; name a file in it, such as {target / 'a.png'}")
+    if not target.parent.is_dir():
+        raise FileError(f"{path}: there is no folder {target.parent}; make it first")
+    return target
 
 
 def save(picture: Any, path: StrPath) -> None:
@@ -281,11 +303,9 @@ def save(picture: Any, path: StrPath) -> None:
 
     ArgumentError for another suffix or a GIF of one picture, FileError if it cannot be written.
     """
-    target = Path(path)
-    suffix, moving = target.suffix.lower(), isinstance(picture, Animation)
-    if suffix not in (SUFFIXES if moving else (".png",)):
-        known = ".gif, .html or .png" if moving else ".png (it does not move)"
-        raise ArgumentError(f"{path}: the name must end with {known}")
+    moving = isinstance(picture, Animation)
+    target = check_target(path, moving)
+    suffix = target.suffix.lower()
     if suffix == ".html":
         data = picture.to_jshtml().encode()
     elif suffix == ".gif":

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.arithmetic import settings
 from gpuconv.backends import backend
 from gpuconv.errors import ArgumentError
 from gpuconv.ops import conv2d
 from gpuconv.shapes import ConvSpec, IntOrInts, Padding, ints
+from gpuconv.viz import presets
+from gpuconv.words import settings
 
 MOST = 64  # pixels, and outputs: more would not be legible
 
@@ -46,13 +47,6 @@ class Toeplitz:
         """Cells without a weight."""
         return int((self.index == 0).sum())
 
-    def of(self, kernel: Any) -> np.ndarray:
-        """The matrix (P*Q, H*W) of a kernel (R, S): times a flat image it is the convolution."""
-        values = np.asarray(kernel)
-        if values.shape != self.spec.kernel:
-            raise ArgumentError(f"the kernel {values.shape} must be {self.spec.kernel}")
-        return np.concatenate([np.zeros(1, values.dtype), values.ravel()])[self.index]
-
 
 def toeplitz(
     image: IntOrInts,
@@ -75,6 +69,7 @@ def toeplitz(
             f"matrix: {pixels} pixels and {outputs} outputs would make a matrix too large to read "
             f"(at most {MOST} of each, as of 8x8); use a smaller image, such as 5x5"
         )
+    presets.check_drawable("matrix: input", spec.padded)
     basis = np.eye(pixels).reshape(pixels, 1, height, width)
     numbered = np.arange(1.0, prod(taps) + 1).reshape(1, 1, *taps)
     # Array code: it has nothing to compile, and sums of one number are that number.

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from gpuconv.arithmetic import settings, unused
 from gpuconv.backends import backend
 from gpuconv.errors import ArgumentError
 from gpuconv.ops import conv2d_grad_input
 from gpuconv.shapes import ConvSpec, IntOrInts, Padding, ints
+from gpuconv.words import lines, settings
 
 PIXELS, SUMS = 1 << 24, 1 << 28  # at most: some seconds
 SIDES = "top", "left", "right", "bottom"
@@ -59,7 +59,7 @@ class Visits:
     @property
     def warning(self) -> str:
         """One line for rows and columns that are never used; empty if there are none."""
-        words = unused(self.unused)
+        words = lines(self.unused)
         if not words:
             return ""
         return f"never used: {words} (counted from 0); change stride, kernel or padding"
@@ -132,18 +132,18 @@ def draw(seen: Visits) -> Any:
     digits = len(str(counts.max()))
     cell = max(0.26, 0.08 * digits + 0.1, 3.2 / max(rows, columns)) if small else 0
     width, height = (columns * cell, rows * cell) if small else _fitted(rows, columns, 7)
-    lines = [
+    said = [
         settings(spec),
         f"{style.shape(spec.y_shape[2:])} = {prod(spec.y_shape[2:])} windows; a pixel is used "
         f"{style.number(float(counts.mean()))} times on average, {counts.max()} at most",
         *figures(seen),
     ]
     if small:
-        lines.append("outlined: corner solid, edge dashed, centre dotted")
+        said.append("outlined: corner solid, edge dashed, centre dotted")
     else:
-        lines += ["pale: never used"] * bool(seen.warning)
+        said += ["pale: never used"] * bool(seen.warning)
     inches = max(width + 1.6, 6.4)
-    figure = style.new_figure(inches, height + 1.5 + 0.2 * len(lines))
+    figure = style.new_figure(inches, height + 1.5 + 0.2 * len(said))
     axes = figure.subplots()
     font = min(11.0, 35 * cell, 90 * cell / (digits + 0.5)) if small else None
     grid = style.Grid(
@@ -161,7 +161,7 @@ def draw(seen: Visits) -> Any:
     bar.set_label("windows that use the pixel", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.ax.yaxis.get_major_locator().set_params(integer=True)
-    figure.supxlabel("\n".join(lines), fontsize=9)
+    figure.supxlabel("\n".join(said), fontsize=9)
     if seen.warning:
         figure.suptitle(
             fill(f"WARNING, {seen.warning}", int(11 * inches)),

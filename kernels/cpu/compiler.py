@@ -32,7 +32,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Any
 
-from gpuconv.kernels.cache import cache_folder, digest, sources, write_whole
+from gpuconv.kernels.cache import cache_folder, digest, read_own, sources, unwritable, write_whole
 
 # Parameter types. Data is a pointer to the kernel's own dtype, its constant `dtype`.
 F32 = Annotated[Any, "float32*"]
@@ -188,7 +188,7 @@ def _compile(kernel: Kernel, isa: Isa) -> Compiled:
         try:
             write(path, key, code)
         except OSError as error:
-            _not_kept(path.parent, str(error))
+            _not_kept(path.parent, unwritable(path.parent) or str(error))
     return Compiled(_load(code), code.parameters)
 
 
@@ -244,7 +244,7 @@ def write(path: Path, key: str, code: Code) -> None:
 def read(path: Path, key: str) -> Code | None:
     """What was written there under `key`; None if nothing was, or it is damaged."""
     try:
-        line, code = path.read_bytes().removeprefix(MAGIC).split(b"\n", 1)
+        line, code = read_own(path).removeprefix(MAGIC).split(b"\n", 1)
         stored = json.loads(line)
         head = stored["head"]
         if stored["key"] != key or stored["sha256"] != _checksum(head, code):
@@ -270,21 +270,26 @@ def version(package: str) -> str:
 @cache
 def _announce() -> None:
     """Say once that there is something to wait for."""
-    _log.warning("compiling CPU kernels for first use; they are kept in %s", cache_folder())
+    _log.warning(
+        "compiling CPU kernels for their first use, some seconds for each new kind of layer; "
+        "they are kept in %s",
+        cache_folder(),
+    )
 
 
 @cache
 def _not_kept(folder: Path, why: str) -> None:
     """Warn of it, once."""
-    _log.warning("compiled kernels are not kept in %s: %s; set GPUCONV_CACHE", folder, why)
+    _log.warning("compiled kernels are not kept: %s; set GPUCONV_CACHE to another folder", why)
 
 
 @cache
 def _llvm() -> Any:
-    llvm = import_module("llvmlite.binding")
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm
+    with _lock:
+        llvm = import_module("llvmlite.binding")
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        return llvm
 
 
 @cache
@@ -369,13 +374,19 @@ def _task(body: Any, kinds: list[Any]) -> Callable[..., None]:
 
 
 def _forked() -> None:
-    """In a child: whoever held the lock in the parent is not here to release it."""
+    """In a child: a lock of its own."""
     global _lock
     _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    # A fork waits until nothing is compiled: Numba and LLVM have locks too, which the child would
+    # wait for.
+    os.register_at_fork(
+        before=lambda: _lock.acquire(),
+        after_in_parent=lambda: _lock.release(),
+        after_in_child=_forked,
+    )
 
 
 def _essence(error: BaseException) -> str:

@@ -6,7 +6,7 @@ shapes only: never at the number of threads, on which results would then depend.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from gpuconv.kernels.cpu.compiler import Isa, current
@@ -33,6 +33,9 @@ SMALL = 100_000  # multiply-adds below which one thread is as quick
 TILE = 24 << 10  # bytes of a tile's numbers of A: half of a first-level cache
 NEAR = 1 << 20  # bytes of A and C that a task has between its blocks of k
 BLOCK = 640 << 10  # bytes of the packed panels of a task: a third of a second-level cache
+# Below so many multiply-adds, plain code adds up few numbers in a row; `exact` products so many.
+FEW = 1 << 22
+CHAIN = 64
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Product:
     bias: int = 0
     relu: bool = False
     turned: bool = False
+    exact: bool = False  # whether sums of small products are kept as exact as plain code's
     spread: int = 0  # elements of C (of a row of C) of which the tables leave some out: zeros
     # Which tables of offsets come with the arrays, in the place of a_row, b_k or b_n, c_row, 1.
     a_lines: bool = False
@@ -99,7 +103,7 @@ def cut(p: Product, dtype: str) -> Cut:
     return _cut(p, dtype, current())
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _cut(p: Product, dtype: str, isa: Isa) -> Cut:
     lanes = isa.vector // (4 if dtype == "float32" else 8)
     tiles = [(r, v) for r, v in TILES[isa.registers] if r <= p.m]
@@ -132,6 +136,8 @@ def _blocks(p: Product, dtype: str, lanes: int, rows: int, vectors: int) -> Cut:
 def _with_k(p: Product, dtype: str, lanes: int, rows: int, vectors: int, k_blocks: int) -> Cut:
     size = 4 if dtype == "float32" else 8
     wide = vectors * lanes
+    if p.exact and p.macs < FEW:
+        k_blocks = max(k_blocks, _up(p.k, CHAIN))
     k_block = _up(_up(p.k, k_blocks), lanes) * lanes
     k_blocks = _up(p.k, k_block)
     tall, broad, steps = _up(p.m, rows), _up(p.n, wide), k_blocks * p.images

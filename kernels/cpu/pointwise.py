@@ -132,13 +132,14 @@ def grad_weight(device: Any, spec: Any, dtype: str, last: bool) -> Run:
         tables = _used(spec, n, h * w * c, c)
         p = Product(
             m=k, n=c, k=n * pixels, a_row=1, a_k=k, b_k=c, b_n=1, c_row=c,
-            b_table="k" if tables else "",
+            b_table="k" if tables else "", exact=True,
         )  # fmt: skip
     else:
         tables = _used(spec, 1, 0, 1)
         p = Product(
             m=k, n=c, k=pixels, a_row=pixels, a_k=1, b_k=1, b_n=h * w, c_row=c,
             a_image=k * pixels, b_image=c * h * w, images=n, b_table="k" if tables else "",
+            exact=True,
         )  # fmt: skip
     multiply = product(device, p, dtype)
     return lambda gy, x, gw: multiply(gy, x, gw, None, None, *tables)

@@ -22,7 +22,7 @@ are transposed into gw; of several chunks, into as many copies of gw that a seco
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,8 @@ def grad_weight(device: Any, spec: Any, dtype: str, last: bool) -> Callable[...,
     k_pad = k_each + narrow - 1  # vectors
     packed = last is False or vectors > wide or bool(kg % n) or span < q_all or spec.groups > 1
     packed = packed or vectors not in (wide, narrow)
+    # A block of k ends with one vector, which a wider tile would read on from, past the end of gy.
+    packed = packed or (k_cut > 1 and narrow > 1)
 
     reach_h, reach_w = ((z - 1) * d + 1 for z, d in zip(spec.kernel, spec.dilation, strict=True))
     panels = (images * band * span * k_pad + n * wide) * n if packed else 0
@@ -170,7 +172,7 @@ def _lines(spec: Any, of: Any) -> tuple[int, int]:
     return found[0], found[1]
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _table(
     spec: Any, last: bool, rows: int, mixed: bool, copied: bool, panelled: bool, of: Any
 ) -> tuple[np.ndarray, np.ndarray]:

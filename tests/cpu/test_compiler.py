@@ -169,7 +169,10 @@ def test_compiling_is_announced_once_and_what_is_on_disk_needs_no_numba(tmp_path
         said.append((done.stdout.strip(), done.stderr.strip().splitlines()))
     first, second = said
     assert first[0] == "True"
-    assert first[1] == [f"compiling CPU kernels for first use; they are kept in {tmp_path}"]
+    assert first[1] == [
+        "compiling CPU kernels for their first use, some seconds for each new kind of layer; they "
+        f"are kept in {tmp_path}"
+    ]
     assert second == ("False", [])
 
 
@@ -192,3 +195,16 @@ def test_two_processes_that_compile_the_same_do_not_disturb_each_other(tmp_path:
     assert all(name.endswith(".o") for name in names)  # nothing partial is left
     last = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert (last.returncode, last.stderr) == (0, b"")  # compiled no more
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_a_file_that_others_may_write_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("GPUCONV_CACHE", raising=False)
+    path = tmp_path / "kernel.o"
+    compiler.write(path, "key", compiler.Code("entry", {}, b"code"))
+    assert compiler.read(path, "key") is not None
+    path.chmod(0o666)
+    assert compiler.read(path, "key") is None
+    assert "could have been written by another user" in caplog.text

@@ -1,17 +1,24 @@
 """The pool: what is free is given out again, what is in use never is."""
 
+import ctypes
 import gc as garbage
+import mmap
 import os
 import subprocess
 import sys
 import threading
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
 
 import gpuconv as gc
-from gpuconv.cpu import memory
-from gpuconv.cpu.memory import SMALL, Pool
+from gpuconv.backends import get_backend
+from gpuconv.cpu import conv, memory
+from gpuconv.cpu.memory import POOL, SMALL, Pool, Scratch
+from gpuconv.kernels.cpu import gemm_plan, weight
+from gpuconv.planned import padded
 
 BIG = (SMALL // 4, 7)  # float32: several blocks' worth of SMALL
 
@@ -106,6 +113,124 @@ def test_a_child_forked_inside_the_pool_gets_a_lock_of_its_own() -> None:
     assert done.stdout.strip() == "0", done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_forks_from_another_thread() -> None:
+    code = (
+        "import os, signal, threading, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "import gpuconv\n"
+        "def fork():\n"
+        "    child = os.fork()\n"
+        "    if not child: os._exit(7)\n"
+        "    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    signal.alarm(20)\n"
+        "    threading.Thread(target=fork).start(); signal.pause()\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.strip() == "7", done.stderr
+
+
+def refused_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on: the system has no memory for one block."""
+    refusals, block = [MemoryError()], memory._block
+
+    def refuse(size: int) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return block(size)
+
+    monkeypatch.setattr(memory, "_block", refuse)
+
+
+def test_without_memory_the_common_pool_gives_up_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tape's does not: its launches address what is free in it."""
+    POOL.empty(BIG, np.float32)
+    tape = Pool(most=1 << 62, small=0)
+    tape.empty(BIG, np.float32)
+    refused_once(monkeypatch)
+    tape.empty((10, *BIG), np.float32)
+    assert len(tape.lent) == 1
+    assert sum(map(len, tape.free.values())) == 1
+    assert not POOL.returned
+    assert not POOL.free
+
+
+def test_without_memory_scratch_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    POOL.empty(BIG, np.float32)
+    refused_once(monkeypatch)
+    assert Scratch().array(1000).nbytes == 1000
+    assert not POOL.free
+
+
+def test_an_interrupt_anywhere_leaves_a_pool_that_works() -> None:
+    def interrupted(pool: Pool, line: int) -> bool:
+        """Whether Ctrl-C came: before a line of the pool's, as many lines from now."""
+        left = [line]
+
+        def count(frame: FrameType, event: str, _: Any) -> Any:
+            if frame.f_code.co_filename != memory.__file__:
+                return None
+            left[0] -= event == "line"
+            if event == "line" and left[0] < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return count
+
+        before = sys.gettrace()
+        sys.settrace(count)
+        try:
+            for shape in ((90_000,), (70_000,), (300_000,)):
+                pool.empty(shape, np.float32)
+            pool.release()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    line, kept = 0, 0
+    while True:
+        pool = Pool(most=900_000)
+        blocks = [pool.empty((70_000,), np.float32) for _ in range(3)]
+        del blocks
+        if not interrupted(pool, line):
+            break
+        line += 1
+        kept += sum(map(len, pool.free.values())) + len(pool.returned) >= 2
+        pool.empty((40_000,), np.float32)
+        for shape in ((90_000,), (90_000,), (40_000,)):
+            pool.empty(shape, np.float32)
+            assert pool.held <= pool.most
+        assert len(pool.lent) == len(pool.returned) == 1
+        pool.most = 0
+        for _ in range(2):
+            pool.empty((40_000,), np.float32)
+        assert pool.held == 0
+        assert not any(pool.free.values())
+    assert line > 40
+    assert kept > 0.7 * line, "blocks were lost"
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="parts of pages cannot be given")
+def test_small_blocks_go_back_beside_one_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CARVED", memory.Carved())
+    pool = Pool()
+    arrays = [pool.empty((100_000,), np.uint8) for _ in range(3)]
+    for array in arrays:
+        array[...] = 7
+    where, size = address(arrays[1]), address(arrays[1]) - address(arrays[0])
+    middle = ctypes.string_at(where, 1)
+    del arrays[1], array
+    assert pool.release() == size
+    assert (middle, ctypes.string_at(where, 1)) == (b"\7", b"\0")
+    assert all((array == 7).all() for array in arrays)
+
+
 def test_threads_and_the_garbage_collector() -> None:
     pool = Pool()
     failed = []
@@ -139,3 +264,21 @@ def test_the_librarys_own_can_be_released() -> None:
     gc.conv2d(x, w)
     assert gc.release_memory() > 0
     assert gc.release_memory() == 0
+
+
+def test_plans_can_be_released_and_are_made_again() -> None:
+    x, w = np.ones((4, 16, 64, 64), np.float32), np.ones((16, 16, 3, 3), np.float32)
+    be: Any = get_backend("cpu")
+    with gc.backend(be):
+        first = gc.conv2d(gc.relu(x), w)
+        assert be.calls
+        assert be._plans
+        assert be._conv_plans
+        gc.release_memory()
+        assert not any((be.calls, be._plans, be._conv_plans))
+        np.testing.assert_array_equal(gc.conv2d(gc.relu(x), w), first)
+
+
+@pytest.mark.parametrize("function", [conv.flat, padded, gemm_plan._cut, weight._table])
+def test_what_is_worked_out_of_shapes_is_bounded(function: Any) -> None:
+    assert function.cache_info().maxsize == 4096

@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpuconv.cpu.device import DEVICE
 from gpuconv.kernels.cpu import pointwise
 from gpuconv.kernels.cpu.plan import Packed
 from gpuconv.shapes import ConvSpec
-from tests.cpu.conftest import PASSES, check_conv
+from gpuconv.testing import assert_within_budget
+from tests.cpu.conftest import PASSES, REFERENCE, check_conv, numbers
+from tests.operations import channels_last
 
 # (N, C, H, W), K, stride
 PROBLEMS = {
@@ -105,3 +108,41 @@ def test_packed_tiles(k: int, last: bool, pixels: tuple[int, int]) -> None:
 def test_many_pixels_are_worth_a_packed_weight(isa: str, which: str, c: int, k: int) -> None:
     spec = ConvSpec.infer((2, c, 33, 35), (k, c, 1, 1))
     check_conv(pointwise, which, spec, last=True)
+
+
+# (N, C, H, W), K: few channels, of which plain code adds up few products in a row.
+SUMS = [
+    ((1, 31, 28, 8), 8),
+    ((1, 3, 17, 17), 16),
+    ((1, 64, 28, 28), 8),
+    ((1, 8, 28, 28), 64),
+    ((1, 64, 28, 28), 16),
+    ((1, 64, 56, 56), 3),
+    ((2, 1, 28, 28), 1),
+    ((5, 1, 4, 31), 1),
+]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels-last"])
+@pytest.mark.parametrize(("x_shape", "k"), SUMS, ids=str)
+def test_sums_over_pixels_are_exact(isa: str, x_shape: Any, k: int, last: bool) -> None:
+    """The median of 20 errors, in those of plain code, is within the budget."""
+    problem = ConvSpec.infer(x_shape, (k, x_shape[1], 1, 1))
+    form = channels_last if last else np.ascontiguousarray
+    run = pointwise.grad_weight(DEVICE, problem, "float32", last)
+    cases = []
+    for seed in range(20):
+        x, gy = (
+            form(numbers(seed + i, *shape).astype(np.float32))
+            for i, shape in ((0, problem.x_shape), (100, problem.y_shape))
+        )
+        found = np.empty(problem.w_shape, np.float32)
+        run(gy, x, found)
+        plain, exact = (
+            REFERENCE.conv_grad_weight(problem, gy.astype(kind), x.astype(kind))
+            for kind in (np.float32, np.float64)
+        )
+        error, of_plain = (np.abs(a - exact).max() for a in (found, plain))
+        cases.append((error / max(of_plain, 1e-30), found, plain, exact))
+    cases.sort(key=lambda case: case[0])
+    assert_within_budget(*cases[len(cases) // 2][1:])

@@ -162,6 +162,61 @@ def test_a_forked_child_computes_and_so_does_its_parent() -> None:
     assert done.stdout.split() == ["0", "True"], done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_waits_for_who_compiles() -> None:
+    """Numba's locks, and those of imports, would stay held in the child."""
+    code = (
+        "import os, signal, threading, time, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "from gpuconv.kernels.cpu import compiler\n"
+        "numbas = threading.Lock()\n"
+        "def compile(kernel, isa):\n"
+        "    with numbas: time.sleep(0.3)\n"
+        "    return compiler.Compiled(1, {})\n"
+        "compiler._compile = compile\n"
+        "compiler.host()\n"
+        "first, second = (compiler.Kernel(name, print) for name in 'ab')\n"
+        "threading.Thread(target=compiler.function, args=(first,)).start()\n"
+        "time.sleep(0.1)\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    signal.alarm(10)\n"
+        "    compiler.function(second); os._exit(0)\n"
+        "compiler.function(second)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = run_python(code)
+    assert done.stdout.strip() == "0", done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_there_is_one_team_however_many_ask_first() -> None:
+    """And a child that is forked meanwhile makes its own."""
+    code = (
+        "import os, signal, threading, time, warnings\n"
+        "warnings.simplefilter('ignore')\n"
+        "from gpuconv.cpu import team\n"
+        "class Slow:\n"
+        "    def __init__(self): time.sleep(0.3)\n"
+        "    def stop(self): pass\n"
+        "team.Team = Slow\n"
+        "found = []\n"
+        "def ask(): found.append(team.team())\n"
+        "askers = [threading.Thread(target=ask) for _ in range(8)]\n"
+        "for asker in askers: asker.start()\n"
+        "time.sleep(0.1)\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    signal.alarm(10)\n"
+        "    team.team(); os._exit(0)\n"
+        "for asker in askers: asker.join()\n"
+        "print(len(found), len(set(found)))\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = run_python(code)
+    assert done.stdout.split() == ["8", "1", "0"], done.stderr
+
+
 def test_the_process_ends_quietly_with_helpers_awake() -> None:
     run_python(CONV + "conv()")  # compiled now, which would be announced
     done = run_python(CONV + "gc.set_num_threads(4); print(conv())")

@@ -77,20 +77,46 @@ def test_several_arguments_and_results_and_float64() -> None:
         np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: gc.sigmoid(x),  # array code
-        lambda x: gc.relu(x) + 1,
-        lambda x: gc.relu(x) if x.max() > 5 else x,  # depends on the numbers
-        lambda x: np.zeros_like(x) + x,
-    ],
-)
-def test_what_kernels_do_not_do_is_refused(function: object) -> None:
-    x = images(40, 50)
-    x[3, 4] = 9
+REFUSED = {
+    "array code": lambda x: gc.sigmoid(x),
+    "arithmetic": lambda x: gc.relu(x) + 1,
+    "a branch": lambda x: gc.relu(x) if x.mean() > 0 else gc.relu(-x),
+    "a peak": lambda x: gc.relu(x) if x.max() < 10 else gc.relu(gc.relu(x[::-1].copy())),
+    "NumPy": lambda x: np.zeros_like(x) + x,
+    "array code before a kernel": lambda x: gc.relu(gc.tanh(x)),
+    "its argument written to": lambda x: gc.relu(np.multiply(x, 2, out=x)),
+}
+
+
+@pytest.mark.parametrize("example", ["random", "zeros"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_kernels_do_not_do_is_refused(name: str, example: str) -> None:
+    x = images(40, 50) if example == "random" else np.zeros((40, 50), "float32")
     with pytest.raises(ArgumentError, match="call it as it is"):
-        gc.trace(function, x)  # type: ignore[arg-type]
+        gc.trace(REFUSED[name], x)
+
+
+def test_the_layer_that_is_array_code_is_named() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Sequential(nn.Sigmoid()), nn.Flatten())
+    with pytest.raises(ArgumentError, match=r"trace: 2\.0 \(Sigmoid\) is not done by CPU kernels"):
+        gc.trace(model, images(1, 1, 8, 8))
+
+
+def test_a_model_in_training_mode_is_refused_and_untouched() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    before = model[1].running_mean.numpy().copy()
+    with pytest.raises(ArgumentError, match=r"1 \(BatchNorm2d\) is in training mode; call \.eval"):
+        gc.trace(model, images(1, 1, 8, 8))
+    np.testing.assert_array_equal(model[1].running_mean.numpy(), before)
+    with pytest.raises(ArgumentError, match="Dropout"):
+        gc.trace(nn.Dropout(0.5), images(3, 4))
+
+
+def test_the_example_is_not_written_to() -> None:
+    x = images(4, 5)
+    before = x.copy()
+    gc.trace(gc.relu, x)
+    np.testing.assert_array_equal(x, before)
 
 
 def test_wrong_calls() -> None:
@@ -105,6 +131,12 @@ def test_wrong_calls() -> None:
         gc.trace(gc.relu, [1.0, 2.0])
     with pytest.raises(DeviceError, match="NumPy arrays"):
         gc.trace(lambda: 1)
+    with pytest.raises(ArgumentError, match="a function or a Module, not 3"):
+        gc.trace(3, images(4, 5))  # type: ignore[arg-type]
+    planes = gc.trace(gc.relu, images(2, 3, 4, 5))
+    with pytest.raises(ArgumentError, match=r"made for float32 \(2, 3, 4, 5\), .* channels-last"):
+        planes(images(2, 3, 4, 5, last=True))
+    assert repr(planes) == "Traced(1 launches, for float32 (2, 3, 4, 5))"
 
 
 def test_with_array_code_as_backend_it_says_so(array_code: None) -> None:

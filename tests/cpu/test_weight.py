@@ -1,11 +1,15 @@
 """The direct gradient by weight: any convolution, around the edges of tiles, units and lanes."""
 
+import ctypes
+import mmap
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gpuconv.kernels.cpu import weight, weight_lanes
+from gpuconv.cpu.device import DEVICE
+from gpuconv.kernels.cpu import direct, pointwise, weight, weight_lanes
 from gpuconv.shapes import ConvSpec
 from tests.cpu.conftest import PASSES, check_conv, launched, numbers
 
@@ -105,3 +109,73 @@ def test_infinities_reach_what_they_touch(sizes: tuple[int, int], last: bool) ->
     assert not np.isfinite(found[touched]).any()
     touched[3] = True  # taps that see only padding there: NaN times nothing, or times zero
     assert np.isfinite(found[~touched]).all()
+
+
+# x_shape, w_shape, stride, padding: on AVX-512 most of them have two or three vectors of outputs at
+# a pixel, in float32 or float64, which tasks share.
+EDGES: list[tuple[Any, ...]] = [
+    ((2, 33, 6, 16), (32, 33, 3, 3), 1, ((0, 1), (2, 2))),
+    ((2, 64, 12, 5), (48, 64, 2, 2), 1, 1),
+    ((2, 40, 16, 17), (16, 40, 5, 5), 1, 0),
+    ((2, 33, 15, 8), (24, 33, 3, 3), 1, 1),
+    ((3, 33, 13, 16), (48, 33, 2, 2), 1, 1),
+    ((2, 40, 9, 15), (32, 40, 3, 3), 1, 0),
+    ((2, 64, 5, 12), (24, 64, 2, 2), 1, 1),
+    ((3, 17, 5, 9), (48, 17, 5, 5), 1, 2),
+    ((3, 9, 8, 15), (48, 9, 5, 5), 2, 2),
+    ((2, 17, 14, 17), (16, 17, 3, 3), 1, 1),
+    ((3, 40, 9, 5), (32, 40, 2, 2), 1, 1),
+    ((1, 9, 14, 16), (32, 9, 5, 5), 1, 0),
+    ((2, 40, 15, 14), (48, 40, 3, 3), 2, 1),
+    ((1, 64, 15, 12), (24, 64, 3, 3), 1, 1),
+    ((1, 1, 9, 7), (1, 1, 3, 3), 1, 1),
+    ((1, 3, 11, 10), (8, 3, 3, 3), 2, 1),
+    ((2, 7, 9, 9), (31, 7, 1, 3), 1, 0),
+    ((2, 16, 13, 11), (33, 16, 3, 3), 1, 1),
+    ((1, 31, 7, 5), (65, 31, 2, 3), (1, 2), 1),
+    ((1, 5, 28, 3), (17, 5, 1, 1), 1, 0),
+    ((3, 33, 7, 9), (48, 33, 1, 1), 1, 0),
+    ((2, 64, 11, 9), (32, 64, 1, 1), 2, 0),
+    ((2, 130, 5, 5), (19, 130, 1, 1), 1, 0),
+    ((2, 24, 9, 8), (24, 1, 3, 3), 1, 1),
+]
+
+
+def _at_the_end(array: Any, last: bool) -> Any:
+    """A copy, of channels-last memory if `last`, with nothing to read or write behind it."""
+    lying = np.moveaxis(array, 1, -1) if last else array
+    page = mmap.PAGESIZE
+    size = -(-array.nbytes // page) * page
+    whole = np.frombuffer(mmap.mmap(-1, size + page), np.uint8)
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    assert not protect(ctypes.c_void_p(whole.ctypes.data + size), ctypes.c_size_t(page), 0)
+    inside = whole[size - array.nbytes : size].view(array.dtype).reshape(lying.shape)
+    inside[...] = lying
+    return np.moveaxis(inside, -1, 1) if last else inside
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is protected as on Linux")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("which", PASSES)
+def test_nothing_behind_arrays_is_touched(isa: str, which: str, last: bool, dtype: str) -> None:
+    """Every array ends where the process may not read: what reads on is killed there."""
+    for x_shape, w_shape, stride, padding in EDGES:
+        groups = x_shape[1] // w_shape[1]
+        spec = ConvSpec.infer(x_shape, w_shape, stride, padding, groups=groups)
+        shapes = {"x": spec.x_shape, "w": spec.w_shape, "y": spec.y_shape}
+        given = {"forward": "xw", "grad_input": "yw", "grad_weight": "yx"}[which]
+        arrays = [
+            _at_the_end(numbers(i, *shapes[name]).astype(dtype), last and name != "w")
+            for i, name in enumerate(given)
+        ]
+        (name,) = set(shapes) - set(given)
+        found = _at_the_end(np.full(shapes[name], np.nan, dtype), last and name != "w")
+        plans = weight if which == "grad_weight" else direct
+        for kernels in {plans, pointwise if pointwise.supports(spec, dtype, which) else plans}:
+            if which == "forward":
+                run = kernels.forward(DEVICE, spec, dtype, last, False, False, False)
+                run(*arrays, None, None, found)
+            else:
+                getattr(kernels, which)(DEVICE, spec, dtype, last)(*arrays, found)
+            assert np.isfinite(found).all()

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import gpuconv as gc
+from gpuconv.arithmetic import each_axis
 from gpuconv.cli import app
 from gpuconv.errors import ArgumentError
 from gpuconv.viz.gradients import Gradient, gradient
@@ -129,7 +130,7 @@ def test_what_slides_over_what(case: dict[str, Any]) -> None:
 def test_padding_of_the_spread_gradient(case: dict[str, Any], pads: Any, dropped: Any) -> None:
     data = gradient(**case)
     assert data.pads == pads
-    assert data.dropped == dropped
+    assert tuple(axis.dropped_pixels for axis in each_axis(data.spec)) == dropped
     for axis, count in enumerate(dropped):
         assert data.unused.swapaxes(0, axis)[data.x.shape[axis] - count :].all()
 
@@ -177,11 +178,11 @@ def test_the_sums_are_written_out(of: str) -> None:
     if of == "input":
         assert panels[:2] == [
             "output's gradient gy\n2 x 5",
-            "gy, spread by stride 2 x 1, padded by 1\n5 x 7",
+            "gy, spread by stride 2 x 1, padding 1\n5 x 7",
         ]
         assert "w rotated by 180°\n2 x 3" in panels
     else:
-        assert panels[0] == "input x, padded left 1, right 1\n4 x 7"
+        assert panels[0] == "input x, padding left 1, right 1\n4 x 7"
         assert panels[3] == "output's gradient gy\n2 x 5, 2 x 1 apart (stride)"
 
 
@@ -190,9 +191,13 @@ def test_dropped_pixels_are_told() -> None:
         figure = gc.viz.backward((6, 6), 3, stride=2, of=of, frame=1)
         head = " ".join(figure.texts[0].get_text().split())
         assert f"11 of 36 pixels are in no window, so {effect}" in head
-        assert "the floor of the output's size drops the last row and the last column" in head
+        assert ": the floor drops row 5 (from 0) of the image; columns alike" in head
     figure = gc.viz.backward((5, 5), 3, stride=2, frame=1)
     assert "no window" not in figure.texts[0].get_text()
+    figure = gc.viz.backward((8, 3), 3, stride=(5, 1), frame=1)
+    head = " ".join(figure.texts[0].get_text().split())
+    assert "6 of 24 pixels are in no window" in head
+    assert ": height: rows 3 to 4 (from 0) are stepped over" in head
 
 
 def test_frames() -> None:
@@ -212,10 +217,12 @@ def test_frames() -> None:
         ({"image": (60, 4)}, "image 60 x 4 is too large to draw its cells: use at most 40 x 40"),
         ({"image": 39, "padding": 1}, "input 41 x 41 is too large"),
         ({"image": 39}, "what the kernel slides over 41 x 41 is too large"),
-        ({"frame": 26}, "frame 26 is not there: the gradient by input, 5 x 5, has frames 1 to 25"),
+        ({"frame": 26}, "frame 26 is not there: the gradient by input 5 x 5 has positions 1 to 25"),
         ({"frame": 0}, "frame 0 is not there"),
-        ({"image": [[1.0, np.nan]], "kernel": 1}, "the image (1, 2) must be of finite numbers"),
+        ({"image": [[1.0, np.nan]], "kernel": 1}, "the image must be finite numbers (H, W)"),
         ({"gy": np.ones((2, 2))}, r"gy (1, 1, 2, 2) must have the shape of the output"),
+        ({"image": [[1, 2], [3]]}, "the image must have rows of the same length"),
+        ({"frame": 1.5}, "frame=1.5 must be an integer"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"stride": 0}, "stride=0 must be at least 1"),
     ],
@@ -284,7 +291,7 @@ def test_one_frame(tmp_path: Path) -> None:
         (["--image", "2x2"], 1, "the output would be empty"),
         (["--padding", "-1"], 1, "--padding '-1' is no padding"),
         (["--of", "bias"], 1, "of='bias' is no gradient to draw"),
-        (["--frame", "99"], 1, "has frames 1 to 25"),
+        (["--frame", "99"], 1, "has positions 1 to 25"),
         (["-o", "picture.jpeg"], 1, "must end with .gif, .html or .png"),
         (["--seed", "one"], 2, ""),
     ],

@@ -276,8 +276,9 @@ def _caption(found: Trace) -> str:
     where = "each word that it copies" if stages else "each number that it needs"
     reuse = f"{where} {found.reuse:.1f} times" if found.reuse else "none of the inputs"
     done = (
-        f"Reuse: block {found.block} reads {reuse}. Multiply-adds of all "
-        f"threads: {found.math:,} (of the convolution, zeros counted: {found.spec.macs:,}), "
+        f"Reuse: block {found.block} reads {reuse}. Float instructions of all threads, a "
+        f"multiply-add counted as one: {found.math:,} (the convolution has {found.spec.macs:,} "
+        f"multiply-adds, zeros counted), "
         f"{found.math * 4 / loaded:.1f} for each number from global memory"
     )
     if read:

@@ -27,7 +27,7 @@ LINES = {  # kinds of instructions: what they are called here, and their colour
     "barrier": ("barrier: all of the block", INK),
     "shared load": ("read shared memory", INPUT),
     "shared store": ("write shared memory", STRONG),
-    "math": ("multiply and add", SUM),
+    "math": ("multiply, add", SUM),
     "global store": ("store to global memory", OUTPUT),
     "other": ("index arithmetic, branches", "#999999"),
 }

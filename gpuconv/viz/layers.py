@@ -18,7 +18,6 @@ from gpuconv.viz.saved import listed, unknown
 from gpuconv.viz.style import (
     HEAT,
     INK,
-    SIGNED,
     STRONG,
     Grid,
     count,
@@ -278,13 +277,15 @@ def _panels(total: int, pixels: tuple[int, ...], beside: bool = False) -> Any:
 
 
 def plane(axes: Any, values: np.ndarray, title: str, low: float, high: float) -> Any:
-    """One plane of numbers as colours, around 0 if some are below; the image, for a colour bar."""
+    """One plane of numbers as colours, the brighter the larger; the image, for a colour bar.
+
+    With no numbers in the cells, brightness says more than two hues about 0 would.
+    """
     axes.set_title(title, fontsize=10, color=INK)
     axes.set_xticks([])
     axes.set_yticks([])
-    colours = SIGNED if low < 0 else HEAT
     values = np.ma.masked_invalid(values)
-    return axes.imshow(values, cmap=colours, vmin=low, vmax=high or 1, interpolation="nearest")
+    return axes.imshow(values, cmap=HEAT, vmin=low, vmax=high or 1, interpolation="nearest")
 
 
 def _colour_bar(figure: Any, image: Any, panels: list[Any], label: str) -> None:

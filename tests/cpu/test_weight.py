@@ -160,7 +160,9 @@ def _at_the_end(array: Any, last: bool) -> Any:
 @pytest.mark.parametrize("which", PASSES)
 def test_nothing_behind_arrays_is_touched(isa: str, which: str, last: bool, dtype: str) -> None:
     """Every array ends where the process may not read: what reads on is killed there."""
-    for x_shape, w_shape, stride, padding in EDGES:
+    # Each shape is kernels to compile: all of them only where tiles are cut in most ways.
+    edges = EDGES if (which, dtype) == ("grad_weight", "float32") else EDGES[::4]
+    for x_shape, w_shape, stride, padding in edges:
         groups = x_shape[1] // w_shape[1]
         spec = ConvSpec.infer(x_shape, w_shape, stride, padding, groups=groups)
         shapes = {"x": spec.x_shape, "w": spec.w_shape, "y": spec.y_shape}

@@ -37,7 +37,7 @@ class Tape:
         self.scratch = Scratch()  # that of the thread is in use when others run the tape
 
     def add(self, function: int, tasks: int, threads: int, values: list[Any], pack: Any) -> None:
-        """A launch with values that are ids of arrays (as `Array`s), or numbers."""
+        """A launch; `values` are arrays, None, and numbers, as its kernel's parameters are."""
         places = []
         for value in values:
             if isinstance(value, np.ndarray):

@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 import gpuconv as gc
 from gpuconv.cli import app
+from gpuconv.viz import style
 
-style = pytest.importorskip("gpuconv.viz.style")
 pytest.importorskip("matplotlib")
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands["viz"].commands  # type: ignore
+PROGRAM: Any = typer.main.get_command(app)
+COMMANDS: dict[str, Any] = PROGRAM.commands["viz"].commands
 CONFIG, NET = SimpleNamespace(classes=("cat", "dog")), object()
 X, SHOWN = object(), object()
 GIVEN = {"read_model": (CONFIG, NET), "read_photo": (X, SHOWN)}
